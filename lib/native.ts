@@ -1,0 +1,248 @@
+/**
+ * The sole loader of the native addon, and its typed face.
+ *
+ * Tensors cross as numbers ("ids": slot and generation in one integer below 2^53), so a call costs no object and a
+ * stale id is an error, never a crash. Every operation of native/abi/ops.def is a function `(…args) => void` that
+ * enqueues work on the device of its tensors and returns at once; absent optional tensors are passed as 0.
+ */
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** Id of a device opened by {@link NativeAddon.openDevice}. */
+export type DeviceId = number;
+/** Id of a tensor: a view of a reference-counted buffer on one device. 0 is no tensor. */
+export type TensorId = number;
+
+export interface NativeDeviceInfo {
+  backend: string;
+  name: string;
+  variant: string;
+  threads: number;
+  memory: number;
+}
+
+export interface NativeMemory {
+  /** Buffers not yet released, and their bytes. */
+  liveBuffers: number;
+  liveBytes: number;
+  /** Bytes held from the device: live ones and the pool's free blocks. */
+  reservedBytes: number;
+  /** Highest liveBytes since the start or the last resetPeak. */
+  peakBytes: number;
+  /** Cap on reservedBytes, 0 for none. */
+  limitBytes: number;
+  /** Operations enqueued and not yet finished. */
+  queued: number;
+}
+
+type Scalar = number;
+type Ids = readonly TensorId[];
+
+export interface NativeOps {
+  fill(y: TensorId, value: Scalar): void;
+  cast(x: TensorId, y: TensorId): void;
+  unary(x: TensorId, y: TensorId, kind: Scalar): void;
+  unary_backward(x: TensorId, dy: TensorId, dx: TensorId, kind: Scalar): void;
+  affine(x: TensorId, y: TensorId, scale: Scalar, shift: Scalar): void;
+  clamp(x: TensorId, y: TensorId, low: Scalar, high: Scalar): void;
+  binary(a: TensorId, b: TensorId, y: TensorId, kind: Scalar): void;
+  where(condition: TensorId, a: TensorId, b: TensorId, y: TensorId): void;
+  linear_combination(a: TensorId, b: TensorId, c: TensorId, y: TensorId, ca: Scalar, cb: Scalar, cc: Scalar): void;
+  reduce(x: TensorId, y: TensorId, kind: Scalar, outer: Scalar, n: Scalar, inner: Scalar): void;
+  softmax(x: TensorId, y: TensorId): void;
+  softmax_backward(y: TensorId, dy: TensorId, dx: TensorId): void;
+  cross_entropy(logits: TensorId, labels: TensorId, loss: TensorId): void;
+  cross_entropy_backward(logits: TensorId, labels: TensorId, dloss: TensorId, dlogits: TensorId): void;
+  strided_copy(
+    x: TensorId,
+    y: TensorId,
+    shape: readonly number[],
+    xStrides: readonly number[],
+    yStrides: readonly number[],
+    xOffset: Scalar,
+    yOffset: Scalar,
+  ): void;
+  gather_rows(table: TensorId, ids: TensorId, y: TensorId): void;
+  scatter_add_rows(dy: TensorId, ids: TensorId, dtable: TensorId): void;
+  upsample2x(x: TensorId, y: TensorId): void;
+  upsample2x_backward(dy: TensorId, dx: TensorId): void;
+  gemm(
+    a: TensorId,
+    b: TensorId,
+    bias: TensorId,
+    gateInput: TensorId,
+    residual: TensorId,
+    y: TensorId,
+    pre: TensorId,
+    batch: Scalar,
+    m: Scalar,
+    n: Scalar,
+    k: Scalar,
+    transA: Scalar,
+    transB: Scalar,
+    activation: Scalar,
+    gateKind: Scalar,
+    accumulate: Scalar,
+  ): void;
+  conv2d(
+    x: TensorId,
+    w: TensorId,
+    bias: TensorId,
+    residual: TensorId,
+    y: TensorId,
+    stride: Scalar,
+    padTop: Scalar,
+    padLeft: Scalar,
+  ): void;
+  conv2d_dgrad(dy: TensorId, w: TensorId, dx: TensorId, stride: Scalar, padTop: Scalar, padLeft: Scalar): void;
+  conv2d_wgrad(x: TensorId, dy: TensorId, dw: TensorId, stride: Scalar, padTop: Scalar, padLeft: Scalar): void;
+  layer_norm(
+    x: TensorId,
+    w: TensorId,
+    b: TensorId,
+    y: TensorId,
+    mean: TensorId,
+    rstd: TensorId,
+    eps: Scalar,
+  ): void;
+  layer_norm_backward(
+    x: TensorId,
+    w: TensorId,
+    mean: TensorId,
+    rstd: TensorId,
+    dy: TensorId,
+    dresidual: TensorId,
+    dx: TensorId,
+    dw: TensorId,
+    db: TensorId,
+  ): void;
+  group_norm(
+    x: TensorId,
+    w: TensorId,
+    b: TensorId,
+    y: TensorId,
+    mean: TensorId,
+    rstd: TensorId,
+    groups: Scalar,
+    eps: Scalar,
+    silu: Scalar,
+  ): void;
+  group_norm_backward(
+    x: TensorId,
+    w: TensorId,
+    b: TensorId,
+    mean: TensorId,
+    rstd: TensorId,
+    dy: TensorId,
+    dx: TensorId,
+    dw: TensorId,
+    db: TensorId,
+    groups: Scalar,
+    silu: Scalar,
+  ): void;
+  attention(
+    qkv: TensorId,
+    time: TensorId,
+    table: TensorId,
+    y: TensorId,
+    lse: TensorId,
+    heads: Scalar,
+    windowH: Scalar,
+    windowW: Scalar,
+    scale: Scalar,
+  ): void;
+  attention_backward(
+    qkv: TensorId,
+    time: TensorId,
+    table: TensorId,
+    y: TensorId,
+    lse: TensorId,
+    dy: TensorId,
+    dqkv: TensorId,
+    dtime: TensorId,
+    dtable: TensorId,
+    heads: Scalar,
+    windowH: Scalar,
+    windowW: Scalar,
+    scale: Scalar,
+  ): void;
+  philox(y: TensorId, kind: Scalar, seed: Scalar, stream: Scalar, firstSample: Scalar): void;
+  dropout(x: TensorId, y: TensorId, p: Scalar, seed: Scalar, stream: Scalar, firstSample: Scalar): void;
+  adam(
+    params: Ids,
+    grads: Ids,
+    m: Ids,
+    v: Ids,
+    scale: TensorId,
+    step: Scalar,
+    lr: Scalar,
+    beta1: Scalar,
+    beta2: Scalar,
+    eps: Scalar,
+    weightDecay: Scalar,
+    decoupled: Scalar,
+    finiteOnly: Scalar,
+  ): void;
+  ema(averages: Ids, params: Ids, decay: Scalar): void;
+  square_sum(xs: Ids, y: TensorId): void;
+}
+
+/**
+ * The addon. Every failure is an Error with `code`: DIFFIT_INVALID, DIFFIT_OUT_OF_MEMORY, DIFFIT_UNSUPPORTED,
+ * DIFFIT_DEVICE_FAULT, DIFFIT_STALE_ID, DIFFIT_NO_DEVICE, DIFFIT_BAD_ARGUMENT; lib/errors.ts gives them their classes.
+ */
+export interface NativeAddon {
+  abiVersion: number;
+  /** Names of the operations, in the order of ops.def. */
+  opNames: string[];
+  /**
+   * Opens (or returns the already opened) device: 'cpu', 'cpu:avx2' (a forced variant), 'cuda:0', 'cuda-emulated'.
+   * Throws DIFFIT_NO_DEVICE with one plain sentence saying why it cannot be had.
+   */
+  openDevice(spec: string, libraryPath: string, threads: number): DeviceId;
+  deviceInfo(device: DeviceId): NativeDeviceInfo;
+  /** CPU variants this machine can run, best first. */
+  cpuVariants(): string[];
+  /** A new tensor with undefined contents. Dimensions beyond ndim are ignored. Throws DIFFIT_OUT_OF_MEMORY. */
+  alloc(
+    device: DeviceId,
+    dtype: number,
+    ndim: number,
+    d0?: number,
+    d1?: number,
+    d2?: number,
+    d3?: number,
+    d4?: number,
+    d5?: number,
+  ): TensorId;
+  /** Another tensor over the same buffer, `byteOffset` into `id`'s data; must fit into it. */
+  view(
+    id: TensorId,
+    byteOffset: number,
+    dtype: number,
+    ndim: number,
+    d0?: number,
+    d1?: number,
+    d2?: number,
+    d3?: number,
+    d4?: number,
+    d5?: number,
+  ): TensorId;
+  /** Gives the id back; the buffer returns to the pool with its last view, in stream order. Stale ids are ignored. */
+  release(id: TensorId): void;
+  /** Enqueues a copy of all bytes of `data` (at call time) to the tensor, from its byte `byteOffset` on. */
+  write(id: TensorId, data: ArrayBufferView, byteOffset: number): void;
+  /** Resolves with the tensor's bytes when the queue has reached this point; rejects with an earlier failure. */
+  read(id: TensorId): Promise<ArrayBuffer>;
+  /** Resolves when everything enqueued so far is done; rejects with an earlier failure. */
+  synchronize(device: DeviceId): Promise<void>;
+  memory(device: DeviceId): NativeMemory;
+  resetPeak(device: DeviceId): void;
+  setMemoryLimit(device: DeviceId, bytes: number): void;
+  /** Returns the pool's free blocks to the device, in stream order. */
+  trim(device: DeviceId): void;
+  ops: NativeOps;
+}
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');

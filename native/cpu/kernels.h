@@ -1,0 +1,43 @@
+/*
+ * All CPU kernels of one instruction-set variant, in a namespace of its own, and the table of them.
+ * Included by exactly one file per variant (variants/NAME.cc) after it defines DIFFIT_VARIANT.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "context.h"
+
+#define DIFFIT_CONCAT2(a, b) a##b
+#define DIFFIT_CONCAT(a, b) DIFFIT_CONCAT2(a, b)
+
+namespace diffit {
+namespace DIFFIT_VARIANT {
+
+#include "simd.h"
+#include "common.h"
+#include "mathfun.h"
+#include "elementwise.h"
+#include "reduce.h"
+#include "index.h"
+#include "gemm.h"
+#include "conv.h"
+#include "norm.h"
+#include "attention.h"
+#include "random.h"
+#include "optim.h"
+
+}  // namespace DIFFIT_VARIANT
+}  // namespace diffit
+
+/* The one symbol of this variant: diffit_cpu_ops_avx512, ... */
+extern "C" const diffit_ops DIFFIT_CONCAT(diffit_cpu_ops_, DIFFIT_VARIANT) = {
+#define DIFFIT_OP(name, ...) diffit::DIFFIT_VARIANT::name##_op,
+#include "../abi/ops.def"
+#undef DIFFIT_OP
+};

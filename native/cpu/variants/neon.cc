@@ -1,0 +1,3 @@
+/* The neon variant of all CPU kernels; its compiler flags are in native/sources.json. */
+#define DIFFIT_VARIANT neon
+#include "../kernels.h"
