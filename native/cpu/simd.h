@@ -55,7 +55,7 @@ DIFFIT_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 DIFFIT_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 DIFFIT_INLINE vf vsqrt(vf a) {
 #if defined(__AVX512F__)
-  return (vf)_mm512_sqrt_ps((__m512)a);
+  return (vf)_mm512_maskz_sqrt_ps((__mmask16)-1, (__m512)a);
 #elif defined(__AVX2__)
   return (vf)_mm256_sqrt_ps((__m256)a);
 #else
@@ -64,11 +64,10 @@ DIFFIT_INLINE vf vsqrt(vf a) {
   return r;
 #endif
 }
-/* Nearest integer, as float and int; |a| < 2^22. */
+/* Nearest integer; |a| < 2^22. */
 DIFFIT_INLINE vf vround(vf a) {
   const vf magic = set1(12582912.0f); /* 1.5 * 2^23 */
-  vf shifted = a + magic;
-  __asm__("" : "+x"(shifted)); /* keep the optimiser from cancelling it */
+  const vf shifted = a + magic; /* without -ffast-math no compiler may cancel the two */
   return shifted - magic;
 }
 
