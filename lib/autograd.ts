@@ -1,0 +1,150 @@
+/**
+ * The running half of autograd: reverse-mode differentiation over the recorded nodes, and recomputation of stretches
+ * of the forward pass (checkpointing). First derivatives only.
+ */
+import { AutogradError, ShapeError } from './errors.js';
+import { gradients } from './grads.js';
+import { linearCombination } from './ops/elementwise.js';
+import { defaultGenerator } from './ops/random.js';
+import { adopt, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
+import { format, sameShape } from './shape.js';
+import { Node, setEngine } from './tape.js';
+import { full, Tensor } from './tensor.js';
+
+setEngine(backward);
+
+/**
+ * Adds d root / d leaf to `grad` of every leaf below root. The graph is used up: its saved buffers are freed as the
+ * walk passes, so memory falls while gradients are computed.
+ */
+function backward(root: Tensor, gradient?: Tensor): void {
+  if (!root.node) {
+    throw new AutogradError(
+      root.requiresGrad
+        ? 'backward(): this tensor is a leaf; call it on a result computed from it.'
+        : 'backward(): nothing was recorded for this tensor (no input requires a gradient, or it was made inside noGrad).',
+    );
+  }
+  if (gradient ? !sameShape(gradient.shape, root.shape) : root.size !== 1) {
+    throw new ShapeError(`backward(): a gradient of shape ${format(root.shape)} is needed, got ${gradient ? format(gradient.shape) : 'none'}.`);
+  }
+  const start = root.node;
+  noGrad(() => {
+    const pending = new Map<Node, Tensor>();
+    pending.set(start, gradient ? gradient.alias() : keep(full(root.shape, 1, { device: root.device })));
+    try {
+      for (const node of inFallingOrder(start)) {
+        const g = pending.get(node);
+        if (!g) continue;
+        pending.delete(node);
+        step(node, g, pending);
+      }
+    } finally {
+      for (const left of pending.values()) left.dispose();
+    }
+  });
+}
+
+/** Every node that reaches `start`, latest first: each comes after all that use its output. */
+function inFallingOrder(start: Node): Node[] {
+  const seen = new Set<Node>([start]);
+  const stack = [start];
+  for (let node = stack.pop(); node; node = stack.pop()) {
+    for (const edge of node.edges) {
+      if (edge instanceof Node && !seen.has(edge)) {
+        seen.add(edge);
+        stack.push(edge);
+      }
+    }
+  }
+  return [...seen].sort((a, b) => b.order - a.order);
+}
+
+/** Runs one node's rule and hands the results to the nodes or leaves they belong to. */
+function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
+  if (node.released) {
+    throw new AutogradError(`backward(): the graph through "${node.op}" was already used; compute the result again to call it twice.`);
+  }
+  scope(() => {
+    const { saved, shapes, attributes, edges } = node;
+    const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, attributes, needs: edges.map((edge) => edge !== undefined) });
+    for (const [i, edge] of edges.entries()) {
+      if (edge === undefined) continue;
+      const entry = results[i];
+      const result = typeof entry === 'function' ? entry() : entry;
+      if (!result) continue;
+      if (edge instanceof Node) pending.set(edge, accumulate(pending.get(edge), result));
+      else edge.grad = accumulate(edge.grad, result);
+    }
+  });
+  node.release();
+  g.dispose();
+}
+
+/** sum + part. The sum is updated in place when nobody else can see its buffer. */
+function accumulate(sum: Tensor | undefined, part: Tensor): Tensor {
+  if (!sum) return part.alias();
+  if (!sum.isShared) {
+    return linearCombination(
+      [
+        [1, sum],
+        [1, part],
+      ],
+      sum,
+    );
+  }
+  const total = keep(
+    linearCombination([
+      [1, sum],
+      [1, part],
+    ]),
+  );
+  sum.dispose();
+  return total;
+}
+
+/**
+ * Runs `fn(...inputs)` without keeping its intermediate results, and runs it again during backward() to get them
+ * (activation checkpointing): memory for the price of one more forward pass. Draws from the default generator repeat
+ * exactly. Parameters that fn uses besides `inputs` get their gradients too.
+ */
+export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  const random = defaultGenerator.state();
+  const output = noGrad(() => scope(() => fn(...inputs)));
+  if (!gradEnabled()) return output;
+  // Recorded even when no input asks for a gradient: the parameters inside fn do.
+  const rerun = (g: Tensor, saved: readonly Tensor[], needs: readonly boolean[]): (Tensor | undefined)[] => {
+    const now = defaultGenerator.state();
+    defaultGenerator.restore(random);
+    try {
+      return withGrad(true, () => recompute(fn, saved, needs, g));
+    } finally {
+      defaultGenerator.restore(now);
+    }
+  };
+  const edges = inputs.map((input) => (input.requiresGrad ? (input.node ?? input) : undefined));
+  const saved = inputs.map((input) => input.alias());
+  output.node = new Node('checkpoint', edges, inputs.map((input) => input.shape), saved, { rerun });
+  output.requiresGrad = true;
+  return output;
+}
+
+/** Forward and backward of fn on fresh leaves over the saved inputs; returns their gradients. */
+function recompute(
+  fn: (...inputs: Tensor[]) => Tensor,
+  saved: readonly Tensor[],
+  needs: readonly boolean[],
+  g: Tensor,
+): (Tensor | undefined)[] {
+  return scope(() => {
+    const leaves = saved.map((tensor, i) => {
+      const leaf = tensor.detach();
+      leaf.requiresGrad = needs[i];
+      return leaf;
+    });
+    const result = fn(...leaves);
+    if (result.node) result.backward(g);
+    for (const leaf of leaves) if (leaf.grad) adopt(leaf.grad);
+    return leaves.map((leaf) => leaf.grad);
+  });
+}

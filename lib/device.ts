@@ -1,0 +1,108 @@
+/** Devices: opening them by name, the default one, their memory. State is per environment (main thread or worker). */
+import { DeviceError, fromNative, OptionError, unknownName } from './errors.js';
+import { type DeviceId, type NativeMemory, native } from './native.js';
+
+/** 'cpu', 'cpu:avx2' (one code path), 'cuda', 'cuda:1', 'cuda-emulated'. */
+export type DeviceName = string;
+
+/** What `diffit info` prints of a device. */
+export interface DeviceDescription {
+  name: DeviceName;
+  available: boolean;
+  /** Processor or GPU, when available. */
+  model?: string;
+  /** Code path: avx512, avx2, neon, baseline, sm_90a, … */
+  variant?: string;
+  threads?: number;
+  /** Bytes of device memory; 0 where unknown. */
+  memory?: number;
+  /** One sentence saying why not, when unavailable. */
+  reason?: string;
+}
+
+const opened = new Map<DeviceName, DeviceId>();
+const namePattern = /^(cpu(:[a-z0-9]+)?|cuda(:\d+)?|cuda-emulated)$/;
+let threads = 0;
+let defaultName: DeviceName = 'cpu';
+
+/** The native id of a device, opened on first use. Throws OptionError for an unknown name, DeviceError when it cannot be had. */
+export function deviceId(name: DeviceName): DeviceId {
+  const known = opened.get(name);
+  if (known !== undefined) return known;
+  if (typeof name !== 'string' || !namePattern.test(name)) {
+    throw unknownName('device', String(name), ['cpu', 'cuda', 'cuda:0', 'cuda-emulated']);
+  }
+  if (name.startsWith('cuda')) {
+    throw new DeviceError(`Device "${name}" is not available: this build of diffit has no CUDA backend. Use "cpu".`);
+  }
+  try {
+    const id = native.openDevice(name, '', threads);
+    opened.set(name, id);
+    return id;
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+/** Devices of this machine, available or not. Opens each. */
+export function devices(): DeviceDescription[] {
+  return ['cpu', 'cuda'].map((name) => {
+    try {
+      const { name: model, variant, threads, memory } = native.deviceInfo(deviceId(name));
+      return { name, available: true, model, variant, threads, memory };
+    } catch (error) {
+      if (!(error instanceof DeviceError)) throw error;
+      return { name, available: false, reason: error.message };
+    }
+  });
+}
+
+/** Names of the CPU code paths this machine can run ('cpu:avx512', …), best first. */
+export function cpuVariants(): DeviceName[] {
+  return native.cpuVariants().map((variant) => `cpu:${variant}`);
+}
+
+/** Sets where tensors are made when no device is given. Opens it, so a missing device is an error here. */
+export function setDefaultDevice(name: DeviceName): void {
+  deviceId(name);
+  defaultName = name;
+}
+
+export function defaultDevice(): DeviceName {
+  return defaultName;
+}
+
+/** Worker threads of CPU devices opened from now on; 0 means DIFFIT_NUM_THREADS or the physical cores. */
+export function setNumThreads(count: number): void {
+  if (!Number.isInteger(count) || count < 0 || count > 1024) {
+    throw new OptionError(`setNumThreads: expected an integer from 0 to 1024, got ${count}.`);
+  }
+  threads = count;
+}
+
+/** Live buffers and bytes, the pool's size, the peak. */
+export function memory(name: DeviceName = defaultName): NativeMemory {
+  return native.memory(deviceId(name));
+}
+
+/** Caps the memory the pool may hold, in bytes (0: no cap); beyond it, making a tensor throws OutOfMemoryError. */
+export function setMemoryLimit(bytes: number, name: DeviceName = defaultName): void {
+  if (!Number.isSafeInteger(bytes) || bytes < 0) {
+    throw new OptionError(`setMemoryLimit: expected a number of bytes, got ${bytes}.`);
+  }
+  native.setMemoryLimit(deviceId(name), bytes);
+}
+
+/** Gives the pool's free blocks back to the system. */
+export function trimMemory(name: DeviceName = defaultName): void {
+  native.trim(deviceId(name));
+}
+
+/** Resolves when the device has done everything asked so far; rejects with a failure since the last read. */
+export async function synchronize(name: DeviceName = defaultName): Promise<void> {
+  try {
+    await native.synchronize(deviceId(name));
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

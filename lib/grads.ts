@@ -1,0 +1,152 @@
+/**
+ * The gradient of every operation, one rule each.
+ *
+ * A rule gets g (the gradient of the output) and what the operation recorded, and returns one entry per input: a
+ * tensor, a function making it (called only when that input needs it), or undefined. Shapes: entry i has the shape of
+ * input i. Rules run without recording.
+ */
+import type { DType } from './dtype.js';
+import { native } from './native.js';
+import { affine, castRaw, equal, mul, type UnaryKind, unary, unaryBackward, where } from './ops/elementwise.js';
+import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
+import { type Activation, gemm, matmul } from './ops/linear.js';
+import { dropoutRaw } from './ops/random.js';
+import { reduceAxes } from './ops/reduce.js';
+import { numel, sameShape, type Shape } from './shape.js';
+import { Tensor } from './tensor.js';
+
+type Gradient = Tensor | (() => Tensor) | undefined;
+
+/** What an operation recorded, as its rule sees it. */
+export interface Recorded {
+  saved: readonly (Tensor | undefined)[];
+  shapes: readonly Shape[];
+  // biome-ignore lint/suspicious/noExplicitAny: each rule knows what its operation recorded
+  attributes: any;
+  /** Does input i want a gradient? */
+  needs: readonly boolean[];
+}
+
+type Rule = (g: Tensor, recorded: Recorded & { saved: readonly Tensor[] }) => readonly Gradient[];
+
+/** g summed over the axes that broadcasting to g's shape repeated. */
+function sumTo(g: Tensor, shape: Shape): Tensor {
+  if (sameShape(g.shape, shape)) return g;
+  const lead = g.ndim - shape.length;
+  const axes = g.shape.flatMap((n, i) => (i < lead || (shape[i - lead] === 1 && n !== 1) ? [i] : []));
+  return reshapeRaw(reduceAxes('sum', g, axes), shape);
+}
+
+const like = (x: Tensor): Tensor => Tensor.empty(x.shape, 'f32', x.device);
+const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =>
+  wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
+const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
+const idOf = (x: Tensor | undefined): number => x?.id ?? 0;
+
+export const gradients: Readonly<Record<string, Rule>> = {
+  // elementwise
+  unary: (g, { saved: [x], attributes: { kind } }) => [unaryBackward(kind as UnaryKind, x, g)],
+  affine: (g, { attributes: { scale } }) => [scale === 1 ? g : affine(g, scale, 0)],
+  clamp: (g, { saved: [x, y] }) => [mul(g, equal(x, y))],
+  add: (g, { shapes: [a, b] }) => [() => sumTo(g, a), () => sumTo(g, b)],
+  sub: (g, { shapes: [a, b] }) => [() => sumTo(g, a), () => sumTo(affine(g, -1, 0), b)],
+  mul: (g, { saved: [a, b] }) => [() => sumTo(mul(g, b), a.shape), () => sumTo(mul(g, a), b.shape)],
+  div: (g, { saved: [a, b] }) => [
+    () => sumTo(g.div(b), a.shape),
+    () => sumTo(affine(mul(g, a).div(unary('square', b)), -1, 0), b.shape),
+  ],
+  where: (g, { saved: [condition], shapes: [, a, b] }) => [
+    undefined,
+    () => sumTo(where(condition, g, affine(g, 0, 0)), a),
+    () => sumTo(where(condition, affine(g, 0, 0), g), b),
+  ],
+  linearCombination: (g, { attributes: { coefficients } }) => coefficients.map((c: number) => () => affine(g, c, 0)),
+  cast: (g, { attributes: { from } }) => [castRaw(g, from as DType)],
+
+  // reductions
+  sum: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(reshapeRaw(g, kept), x)],
+  mean: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(affine(reshapeRaw(g, kept), numel(g.shape) / numel(x), 0), x)],
+  softmax: (g, { saved: [y] }) => [fused(like(y), (dx) => native.ops.softmax_backward(y.id, g.id, dx.id))],
+  crossEntropy: (g, { saved: [logits, labels] }) => [
+    fused(like(logits), (dx) => native.ops.cross_entropy_backward(logits.id, labels.id, g.id, dx.id)),
+    undefined,
+  ],
+
+  // index
+  reshape: (g, { shapes: [x] }) => [reshapeRaw(g, x)],
+  permute: (g, { attributes: { order } }) => [permute(g, (order as number[]).map((_, i) => order.indexOf(i)))],
+  slice: (g, { shapes: [x], attributes: { axis, start } }) => [place(g, x, axis, start)],
+  concat: (g, { attributes: { axis, sizes } }) =>
+    (sizes as number[]).map((size, i) => () => {
+      const start = sizes.slice(0, i).reduce((a: number, b: number) => a + b, 0);
+      return slice(g, axis, start, start + size);
+    }),
+  pad: (g, { shapes: [x], attributes: { offset } }) => [crop(g, x, offset)],
+  embedding: (g, { saved: [ids], shapes: [table] }) => [
+    fused(Tensor.empty(table, 'f32', g.device), (dtable) => native.ops.scatter_add_rows(g.id, ids.id, dtable.id)),
+    undefined,
+  ],
+  upsample2x: (g, { shapes: [x] }) => [
+    fused(Tensor.empty(x, 'f32', g.device), (dx) => native.ops.upsample2x_backward(g.id, dx.id)),
+  ],
+
+  // linear algebra
+  matmul: (g, { saved: [a, b], attributes: { transA, transB } }) => [
+    () => sumTo(transA ? matmul(b, g, { transA: transB, transB: true }) : matmul(g, b, { transB: !transB }), a.shape),
+    () => sumTo(transB ? matmul(g, a, { transA: true, transB: transA }) : matmul(a, g, { transA: !transA }), b.shape),
+  ],
+  linear: (g, { saved: [x, weight, pre], attributes: { activation } }) => {
+    const dpre = activation ? unaryBackward(activation as Activation, pre, g) : g;
+    const [m, n, k] = [numel(g.shape.slice(0, -1)), ...weight.shape];
+    return [
+      () => gemm({ a: dpre, b: weight, y: like(x), m, n: k, k: n }),
+      () => gemm({ a: dpre, b: x, y: like(weight), m: n, n: k, k: m, transA: true }),
+      () => reduceAxes('sum', rows(dpre), [0]),
+      g,
+    ];
+  },
+  conv2d: (g, { saved: [x, weight], attributes: { stride, top, left } }) => [
+    () => fused(like(x), (dx) => native.ops.conv2d_dgrad(g.id, weight.id, dx.id, stride, top, left)),
+    () => fused(like(weight), (dw) => native.ops.conv2d_wgrad(x.id, g.id, dw.id, stride, top, left)),
+    () => reduceAxes('sum', rows(g), [0]),
+    g,
+  ],
+
+  // norm and attention: one kernel gives all gradients
+  layerNorm: (g, { saved: [x, weight, mean, rstd], shapes, needs }) => {
+    const dx = like(x);
+    const dw = emptyIf(needs[1], shapes[1], g);
+    const db = emptyIf(needs[2], shapes[2], g);
+    native.ops.layer_norm_backward(x.id, idOf(weight), mean.id, rstd.id, g.id, 0, dx.id, idOf(dw), idOf(db));
+    return [dx, dw, db];
+  },
+  groupNorm: (g, { saved: [x, weight, bias, mean, rstd], shapes, needs, attributes: { groups, silu } }) => {
+    const dx = like(x);
+    const dw = emptyIf(needs[1], shapes[1], g);
+    const db = emptyIf(needs[2], shapes[2], g);
+    native.ops.group_norm_backward(
+      x.id, idOf(weight), idOf(bias), mean.id, rstd.id, g.id, dx.id, idOf(dw), idOf(db), groups, silu ? 1 : 0,
+    );
+    return [dx, dw, db];
+  },
+  attention: (g, { saved: [qkv, time, table, y, lse], shapes, needs, attributes: { heads, wh, ww, scale } }) => {
+    const dqkv = like(qkv);
+    const dtime = emptyIf(needs[1], shapes[1], g);
+    const dtable = emptyIf(needs[2], shapes[2], g);
+    native.ops.attention_backward(
+      qkv.id, idOf(time), idOf(table), y.id, lse.id, g.id, dqkv.id, idOf(dtime), idOf(dtable), heads, wh, ww, scale,
+    );
+    return [dqkv, dtime, dtable];
+  },
+
+  // recomputation (autograd.ts)
+  checkpoint: (g, { saved, needs, attributes: { rerun } }) => rerun(g, saved, needs),
+
+  // random
+  dropout: (g, { attributes: { p, seed, stream, firstSample } }) => [dropoutRaw(g, p, seed, stream, firstSample)],
+};
+
+function fused(out: Tensor, run: (out: Tensor) => void): Tensor {
+  run(out);
+  return out;
+}

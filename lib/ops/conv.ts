@@ -1,0 +1,40 @@
+/** 2-D convolution on NHWC activations, weights [O, kh, kw, I] (cross-correlation, as PyTorch's conv2d). */
+import { OptionError, ShapeError } from '../errors.js';
+import { native } from '../native.js';
+import { format } from '../shape.js';
+import { record } from '../tape.js';
+import { Tensor } from '../tensor.js';
+import { checkInteger, checkShapeOf, checkTensors } from './check.js';
+
+/** Options of {@link conv2d}. */
+export interface Conv2dOptions {
+  /** Step of the window, in pixels. Default 1. */
+  stride?: number;
+  /** Zeros around the image: one number, or [top, right, bottom, left]. Default 0. */
+  padding?: number | readonly [number, number, number, number];
+  /** Added to the result in the same memory pass; shape of the result. */
+  residual?: Tensor;
+}
+
+/** x [B, H, W, I], weight [O, kh, kw, I], bias [O] -> [B, H', W', O] with H' = floor((H + top + bottom - kh) / stride) + 1. */
+export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, { stride = 1, padding = 0, residual }: Conv2dOptions = {}): Tensor {
+  checkTensors('conv2d', { x, weight, bias, residual });
+  checkShapeOf('conv2d', 'x', x, [-1, -1, -1, -1]);
+  const [b, h, w, i] = x.shape;
+  checkShapeOf('conv2d', 'weight', weight, [-1, -1, -1, i]);
+  const [o, kh, kw] = weight.shape;
+  checkShapeOf('conv2d', 'bias', bias, [o]);
+  checkInteger('conv2d', 'stride', stride, 1);
+  const [top, right, bottom, left] = typeof padding === 'number' ? [padding, padding, padding, padding] : padding;
+  for (const n of [top, right, bottom, left]) {
+    if (!Number.isInteger(n) || n < 0) throw new OptionError(`conv2d: padding ${n} is not a number of pixels.`);
+  }
+  if (h + top + bottom < kh || w + left + right < kw) {
+    throw new ShapeError(`conv2d: a ${kh}x${kw} window does not fit into x ${format(x.shape)} with padding ${format([top, right, bottom, left])}.`);
+  }
+  const shape = [b, Math.floor((h + top + bottom - kh) / stride) + 1, Math.floor((w + left + right - kw) / stride) + 1, o];
+  checkShapeOf('conv2d', 'residual', residual, shape);
+  const y = Tensor.empty(shape, 'f32', x.device);
+  native.ops.conv2d(x.id, weight.id, bias?.id ?? 0, residual?.id ?? 0, y.id, stride, top, left);
+  return record('conv2d', [x, weight, bias, residual], y, [x, weight], { stride, top, left });
+}

@@ -1,0 +1,106 @@
+/** Matrix products: matmul, and the linear layer with its fused epilogue (bias, activation, residual). */
+import { ShapeError } from '../errors.js';
+import { native } from '../native.js';
+import { format, numel, sameShape } from '../shape.js';
+import { needsGrad, record } from '../tape.js';
+import { Tensor } from '../tensor.js';
+import { checkShapeOf, checkTensors } from './check.js';
+import { type UnaryKind, unaryKinds } from './elementwise.js';
+
+/** Activations the gemm epilogue applies. */
+export type Activation = Extract<UnaryKind, 'geluTanh' | 'geluErf' | 'silu' | 'relu' | 'tanh' | 'sigmoid'>;
+
+/** Arguments of one native gemm; see native/abi/ops.def. */
+interface Gemm {
+  a: Tensor;
+  b: Tensor;
+  y: Tensor;
+  m: number;
+  n: number;
+  k: number;
+  batch?: number;
+  transA?: boolean;
+  transB?: boolean;
+  bias?: Tensor;
+  residual?: Tensor;
+  pre?: Tensor;
+  activation?: Activation;
+}
+
+/** y = epilogue(op(a) op(b)); not recorded. @internal */
+export function gemm({ a, b, y, m, n, k, batch = 1, transA, transB, bias, residual, pre, activation }: Gemm): Tensor {
+  native.ops.gemm(
+    a.id,
+    b.id,
+    bias?.id ?? 0,
+    0,
+    residual?.id ?? 0,
+    y.id,
+    pre?.id ?? 0,
+    batch,
+    m,
+    n,
+    k,
+    transA ? 1 : 0,
+    transB ? 1 : 0,
+    activation ? unaryKinds[activation] : -1,
+    -1,
+    0,
+  );
+  return y;
+}
+
+/** How a matmul reads its operands; transposes are free. */
+export interface MatmulOptions {
+  /** a is stored [..., K, M]. Default false. */
+  transA?: boolean;
+  /** b is stored [..., N, K]. Default false. */
+  transB?: boolean;
+}
+
+/** a [..., M, K] b [..., K, N] -> [..., M, N]. Leading dimensions agree, or one operand is a plain matrix shared by all. */
+export function matmul(a: Tensor, b: Tensor, { transA = false, transB = false }: MatmulOptions = {}): Tensor {
+  checkTensors('matmul', { a, b });
+  if (a.ndim < 2 || b.ndim < 2) {
+    throw new ShapeError(`matmul: expected at least 2 dimensions, got ${format(a.shape)} and ${format(b.shape)}.`);
+  }
+  const [ka, m] = transA ? a.shape.slice(-2) : a.shape.slice(-2).reverse();
+  const [n, kb] = transB ? b.shape.slice(-2) : b.shape.slice(-2).reverse();
+  const leadA = a.shape.slice(0, -2);
+  const leadB = b.shape.slice(0, -2);
+  if (ka !== kb || (leadA.length && leadB.length && !sameShape(leadA, leadB))) {
+    throw new ShapeError(
+      `matmul: ${format(a.shape)}${transA ? ' (transposed)' : ''} and ${format(b.shape)}${transB ? ' (transposed)' : ''} do not multiply.`,
+    );
+  }
+  const lead = leadA.length ? leadA : leadB;
+  const y = Tensor.empty([...lead, m, n], 'f32', a.device);
+  gemm({ a, b, y, batch: numel(lead), m, n, k: ka, transA, transB });
+  return record('matmul', [a, b], y, [a, b], { transA, transB });
+}
+
+/** Options of {@link linear}. */
+export interface LinearOptions {
+  /** Applied after the bias. Default none. */
+  activation?: Activation;
+  /** Added last, shape of the result: the block's skip connection, in the same memory pass. */
+  residual?: Tensor;
+}
+
+/** x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual. */
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor, { activation, residual }: LinearOptions = {}): Tensor {
+  checkTensors('linear', { x, weight, bias, residual });
+  checkShapeOf('linear', 'weight', weight, [-1, x.shape[x.ndim - 1] ?? -1]);
+  const [n, k] = weight.shape;
+  checkShapeOf('linear', 'bias', bias, [n]);
+  const shape = [...x.shape.slice(0, -1), n];
+  checkShapeOf('linear', 'residual', residual, shape);
+  const inputs = [x, weight, bias, residual];
+  const y = Tensor.empty(shape, 'f32', x.device);
+  // The activation's gradient wants its input, which only exists inside the kernel: keep a copy when it will be asked for.
+  const pre = activation && needsGrad(inputs) ? Tensor.empty(shape, 'f32', x.device) : undefined;
+  gemm({ a: x, b: weight, y, m: numel(shape.slice(0, -1)), n, k, transB: true, bias, residual, pre, activation });
+  record('linear', inputs, y, [x, weight, pre], { activation });
+  pre?.dispose();
+  return y;
+}

@@ -1,0 +1,63 @@
+/** LayerNorm over the last axis, and GroupNorm on token-major activations with an optional SiLU in the same pass. */
+import { OptionError } from '../errors.js';
+import { native } from '../native.js';
+import { numel } from '../shape.js';
+import { needsGrad, record } from '../tape.js';
+import { Tensor } from '../tensor.js';
+import { checkInteger, checkShapeOf, checkTensors } from './check.js';
+
+/** Scale and shift per channel [C]; absent: none. */
+export interface Affine {
+  weight?: Tensor;
+  bias?: Tensor;
+}
+
+/** (x - mean) / sqrt(variance + eps) over the last axis of x [..., C], biased variance. eps default 1e-6 (DiffiT, DiT). */
+export function layerNorm(x: Tensor, { weight, bias, eps = 1e-6 }: Affine & { eps?: number } = {}): Tensor {
+  checkTensors('layerNorm', { x, weight, bias });
+  if (x.ndim < 1) throw new OptionError('layerNorm: x is a scalar.');
+  const c = x.shape[x.ndim - 1];
+  checkShapeOf('layerNorm', 'weight', weight, [c]);
+  checkShapeOf('layerNorm', 'bias', bias, [c]);
+  const inputs = [x, weight, bias];
+  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const [mean, rstd] = needsGrad(inputs) ? statistics(x, [numel(x.shape.slice(0, -1))]) : [];
+  native.ops.layer_norm(x.id, weight?.id ?? 0, bias?.id ?? 0, y.id, mean?.id ?? 0, rstd?.id ?? 0, eps);
+  record('layerNorm', inputs, y, [x, weight, mean, rstd]);
+  mean?.dispose();
+  rstd?.dispose();
+  return y;
+}
+
+/** Options of {@link groupNorm}. */
+export interface GroupNormOptions extends Affine {
+  /** Groups of consecutive channels; must divide C. */
+  groups: number;
+  /** Default 1e-5. */
+  eps?: number;
+  /** Apply SiLU to the result. Default false. */
+  silu?: boolean;
+}
+
+/** GroupNorm of x [B, ..., C] over (..., C / groups), biased variance. */
+export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = false }: GroupNormOptions): Tensor {
+  checkTensors('groupNorm', { x, weight, bias });
+  checkInteger('groupNorm', 'groups', groups, 1);
+  if (x.ndim < 2) throw new OptionError('groupNorm: x needs a batch and a channel axis.');
+  const c = x.shape[x.ndim - 1];
+  if (c % groups !== 0) throw new OptionError(`groupNorm: ${groups} groups do not divide ${c} channels.`);
+  checkShapeOf('groupNorm', 'weight', weight, [c]);
+  checkShapeOf('groupNorm', 'bias', bias, [c]);
+  const inputs = [x, weight, bias];
+  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const [mean, rstd] = needsGrad(inputs) ? statistics(x, [x.shape[0], groups]) : [];
+  native.ops.group_norm(x.id, weight?.id ?? 0, bias?.id ?? 0, y.id, mean?.id ?? 0, rstd?.id ?? 0, groups, eps, silu ? 1 : 0);
+  record('groupNorm', inputs, y, [x, weight, bias, mean, rstd], { groups, silu });
+  mean?.dispose();
+  rstd?.dispose();
+  return y;
+}
+
+function statistics(x: Tensor, shape: number[]): [Tensor, Tensor] {
+  return [Tensor.empty(shape, 'f32', x.device), Tensor.empty(shape, 'f32', x.device)];
+}

@@ -1,0 +1,96 @@
+/** Reductions over axes, softmax, cross entropy. */
+import { OptionError, ShapeError } from '../errors.js';
+import { native } from '../native.js';
+import { format, normalizeAxis, type Shape } from '../shape.js';
+import { record } from '../tape.js';
+import { Tensor } from '../tensor.js';
+import { checkShapeOf, checkTensors } from './check.js';
+import { reshapeRaw } from './index.js';
+
+const kinds = { sum: 0, mean: 1, max: 2, argmax: 3 } as const;
+
+/** One axis (or a run of neighbouring axes, [from, to)) of x reduced away; not recorded. */
+function reduceRun(kind: keyof typeof kinds, x: Tensor, from: number, to: number): Tensor {
+  const product = (shape: Shape): number => shape.reduce((n, d) => n * d, 1);
+  const shape = [...x.shape.slice(0, from), ...x.shape.slice(to)];
+  const y = Tensor.empty(shape, kind === 'argmax' ? 'i64' : 'f32', x.device);
+  const n = product(x.shape.slice(from, to));
+  if (n === 0 && kind !== 'sum') throw new ShapeError(`${kind}: cannot reduce an empty axis of ${format(x.shape)}.`);
+  native.ops.reduce(x.id, y.id, kinds[kind], product(x.shape.slice(0, from)), n, product(x.shape.slice(to)));
+  return y;
+}
+
+/** Reduces a set of axes by runs of neighbours, last run first; not recorded. @internal */
+export function reduceAxes(kind: 'sum' | 'mean', x: Tensor, axes: readonly number[]): Tensor {
+  let result = x;
+  for (let end = axes.length; end > 0; ) {
+    let begin = end - 1;
+    while (begin > 0 && axes[begin - 1] === axes[begin] - 1) begin--;
+    const next = reduceRun(kind, result, axes[begin], axes[end - 1] + 1);
+    if (result !== x) result.dispose();
+    result = next;
+    end = begin;
+  }
+  return result === x ? x.alias() : result;
+}
+
+function axesOf(op: string, x: Tensor, axes: number | readonly number[] | undefined): number[] {
+  if (axes === undefined) return x.shape.map((_, i) => i);
+  const list = (typeof axes === 'number' ? [axes] : axes).map((axis) => normalizeAxis(axis, x.ndim, op)).sort((a, b) => a - b);
+  if (new Set(list).size !== list.length) throw new OptionError(`${op}: an axis is named twice in ${format(list)}.`);
+  return list;
+}
+
+function reduceRecorded(kind: 'sum' | 'mean', x: Tensor, axes: number | readonly number[] | undefined, keepDims: boolean): Tensor {
+  checkTensors(kind, { x });
+  const list = axesOf(kind, x, axes);
+  const kept = x.shape.map((n, i) => (list.includes(i) ? 1 : n));
+  const flat = reduceAxes(kind, x, list);
+  const y = keepDims ? reshapeRaw(flat, kept) : flat;
+  if (y !== flat) flat.dispose();
+  return record(kind, [x], y, [], { kept });
+}
+
+/** Sum over `axes` (all by default), f32. */
+export function sum(x: Tensor, axes?: number | readonly number[], keepDims = false): Tensor {
+  return reduceRecorded('sum', x, axes, keepDims);
+}
+
+/** Mean over `axes` (all by default), f32. */
+export function mean(x: Tensor, axes?: number | readonly number[], keepDims = false): Tensor {
+  return reduceRecorded('mean', x, axes, keepDims);
+}
+
+/** Maximum over one axis. No gradient. */
+export function max(x: Tensor, axis: number, keepDims = false): Tensor {
+  checkTensors('max', { x });
+  const at = normalizeAxis(axis, x.ndim, 'max');
+  const y = reduceRun('max', x, at, at + 1);
+  return keepDims ? reshapeRaw(y, x.shape.map((n, i) => (i === at ? 1 : n))) : y;
+}
+
+/** Index (i64) of the first maximum over one axis. */
+export function argmax(x: Tensor, axis: number): Tensor {
+  checkTensors('argmax', { x });
+  const at = normalizeAxis(axis, x.ndim, 'argmax');
+  return reduceRun('argmax', x, at, at + 1);
+}
+
+/** Softmax over the last axis. */
+export function softmax(x: Tensor): Tensor {
+  checkTensors('softmax', { x });
+  const y = Tensor.empty(x.shape, 'f32', x.device);
+  native.ops.softmax(x.id, y.id);
+  return record('softmax', [x], y, [y]);
+}
+
+/** Per-sample cross entropy [N] of logits [N, C] against labels i64 [N] in 0..C-1. */
+export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
+  checkTensors('crossEntropy', { logits });
+  checkTensors('crossEntropy', { labels }, 'i64');
+  checkShapeOf('crossEntropy', 'logits', logits, [-1, -1]);
+  checkShapeOf('crossEntropy', 'labels', labels, [logits.shape[0]]);
+  const loss = Tensor.empty([logits.shape[0]], 'f32', logits.device);
+  native.ops.cross_entropy(logits.id, labels.id, loss.id);
+  return record('crossEntropy', [logits, undefined], loss, [logits, labels]);
+}

@@ -1,0 +1,366 @@
+/**
+ * Tensor: a contiguous, row-major array on a device, its gradient, and the methods people expect.
+ *
+ * Every operation checks its arguments at once, allocates its result and enqueues the work; nothing here computes or
+ * waits. `await t.data()` is where the caller meets the device. Operations live in ops/, one file per topic, and are
+ * also reachable as methods of Tensor for the common ones.
+ */
+import { type DType, type TensorData, dtypeNumber, dtypeOf, isFloat, itemSize, toTyped, typedView } from './dtype.js';
+import { type DeviceName, defaultDevice, deviceId } from './device.js';
+import { DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
+import { type TensorId, native } from './native.js';
+import * as elementwise from './ops/elementwise.js';
+import * as index from './ops/index.js';
+import * as reduce from './ops/reduce.js';
+import { adopt, keep } from './scope.js';
+import { checkShape, format, numel, type Shape } from './shape.js';
+import { type Node, runBackward } from './tape.js';
+
+/** Options of the functions that make tensors. */
+export interface TensorOptions {
+  /** Default: f32, or the TypedArray's own type. */
+  dtype?: DType;
+  /** Default: defaultDevice(). */
+  device?: DeviceName;
+  /** Collect a gradient in `grad` when backward() passes. Default false. */
+  requiresGrad?: boolean;
+}
+
+/** A native id shared by the tensors that alias it; the last one out releases it, the collector if nobody did. */
+class Handle {
+  private references = 1;
+  constructor(readonly id: TensorId) {
+    collected.register(this, id);
+  }
+  retain(): this {
+    this.references++;
+    return this;
+  }
+  release(): void {
+    if (--this.references === 0) native.release(this.id);
+  }
+  get shared(): boolean {
+    return this.references > 1;
+  }
+}
+// Releasing an id twice is harmless: a stale one is ignored.
+const collected = new FinalizationRegistry<TensorId>((id) => native.release(id));
+
+/** See the header of this file. Make one with {@link tensor}, {@link zeros}, {@link ones}, {@link full}, {@link arange}, randn. */
+export class Tensor implements Disposable {
+  /** The gradient, after backward(), of a leaf made with requiresGrad. */
+  grad?: Tensor;
+  /** The operation that made this tensor, while gradients are recorded. @internal */
+  node?: Node;
+  requiresGrad = false;
+  private disposed = false;
+
+  private constructor(
+    private readonly handle: Handle,
+    readonly shape: Shape,
+    readonly dtype: DType,
+    readonly device: DeviceName,
+  ) {
+    adopt(this);
+  }
+
+  /** A tensor with undefined contents. @internal */
+  static empty(shape: Shape, dtype: DType = 'f32', device: DeviceName = defaultDevice()): Tensor {
+    const [a, b, c, d, e, f] = shape;
+    try {
+      const id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
+      return new Tensor(new Handle(id), shape, dtype, device);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  /** A tensor from the raw bytes of its dtype (as files hold them). The bytes are copied. Throws ShapeError on a size that does not fit. */
+  static fromBytes(bytes: Uint8Array, options: { shape: Shape; dtype: DType; device?: DeviceName }): Tensor {
+    const { shape, dtype, device } = options;
+    checkShape(shape, 'fromBytes');
+    if (bytes.byteLength !== numel(shape) * itemSize(dtype)) {
+      throw new ShapeError(`fromBytes: ${format(shape)} of ${dtype} is ${numel(shape) * itemSize(dtype)} bytes, got ${bytes.byteLength}.`);
+    }
+    const result = Tensor.empty(shape, dtype, device);
+    if (bytes.byteLength > 0) native.write(result.id, bytes, 0);
+    return result;
+  }
+
+  /** The native id; throws DisposedError after dispose(). @internal */
+  get id(): TensorId {
+    if (this.disposed) {
+      throw new DisposedError(`This tensor ${format(this.shape)} was disposed, by dispose(), \`using\`, or the end of the scope() that made it.`);
+    }
+    return this.handle.id;
+  }
+
+  /** Another tensor over the same buffer, outside the tape. @internal */
+  alias(): Tensor {
+    void this.id;
+    return keep(new Tensor(this.handle.retain(), this.shape, this.dtype, this.device));
+  }
+
+  /** Another view of the same bytes, outside the tape. @internal */
+  view(shape: Shape, offset = 0): Tensor {
+    const [a, b, c, d, e, f] = shape;
+    const id = native.view(this.id, offset * itemSize(this.dtype), dtypeNumber(this.dtype), shape.length, a, b, c, d, e, f);
+    return new Tensor(new Handle(id), shape, this.dtype, this.device);
+  }
+
+  /** Does another tensor or the tape use the same buffer through this handle? @internal */
+  get isShared(): boolean {
+    return this.handle.shared;
+  }
+
+  get ndim(): number {
+    return this.shape.length;
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return numel(this.shape);
+  }
+
+  get isDisposed(): boolean {
+    return this.disposed;
+  }
+
+  /** Gives the memory back (once no other tensor and no recorded operation needs it). Calling it again does nothing. */
+  dispose(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.handle.release();
+    this.node = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /**
+   * The contents in row-major order, once the device gets there: Float32Array (f32, bf16, f16), Int32Array,
+   * BigInt64Array or Uint8Array. Rejects with the failure of an earlier operation, if there was one.
+   */
+  async data(): Promise<TensorData> {
+    if (this.dtype === 'bf16' || this.dtype === 'f16') {
+      const wide = elementwise.castRaw(this, 'f32');
+      try {
+        return await wide.data();
+      } finally {
+        wide.dispose();
+      }
+    }
+    return typedView((await this.bytes()).buffer as ArrayBuffer, this.dtype);
+  }
+
+  /** The raw bytes of the contents, as files hold them. */
+  async bytes(): Promise<Uint8Array> {
+    try {
+      return new Uint8Array(await native.read(this.id));
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  /** The one element of a tensor of size 1. Throws ShapeError otherwise. */
+  async item(): Promise<number> {
+    if (this.size !== 1) throw new ShapeError(`item(): expected one element, this tensor is ${format(this.shape)}.`);
+    return Number((await this.data())[0]);
+  }
+
+  /** Nested arrays of numbers in the shape of the tensor; a plain number for a scalar. */
+  async toArray(): Promise<unknown> {
+    const data = await this.data();
+    let position = 0;
+    const build = (axis: number): unknown =>
+      axis === this.ndim ? Number(data[position++]) : Array.from({ length: this.shape[axis] }, () => build(axis + 1));
+    return build(0);
+  }
+
+  /**
+   * Computes the gradient of this tensor with respect to every leaf that requires one and adds it to their `grad`.
+   * `gradient` (same shape) is the gradient of whatever follows; a scalar needs none. Throws AutogradError when
+   * nothing was recorded, or when the graph was already used.
+   */
+  backward(gradient?: Tensor): void {
+    runBackward(this, gradient);
+  }
+
+  /** The same values, cut off from the tape. Shares the buffer. */
+  detach(): Tensor {
+    return new Tensor(this.handle.retain(), this.shape, this.dtype, this.device);
+  }
+
+  /** Copies `source` (same shape; converted to this dtype) into this tensor, in place. Not recorded. */
+  copyFrom(source: Tensor): this {
+    if (source.size !== this.size) {
+      throw new ShapeError(`copyFrom: cannot copy ${format(source.shape)} into ${format(this.shape)}.`);
+    }
+    native.ops.cast(source.id, this.id);
+    return this;
+  }
+
+  /** Converts to another dtype; to integers it truncates and saturates. The gradient is converted back. */
+  to(dtype: DType): Tensor {
+    return elementwise.cast(this, dtype);
+  }
+
+  add(other: Tensor | number): Tensor {
+    return elementwise.add(this, other);
+  }
+  sub(other: Tensor | number): Tensor {
+    return elementwise.sub(this, other);
+  }
+  mul(other: Tensor | number): Tensor {
+    return elementwise.mul(this, other);
+  }
+  div(other: Tensor | number): Tensor {
+    return elementwise.div(this, other);
+  }
+  neg(): Tensor {
+    return elementwise.affine(this, -1, 0);
+  }
+  square(): Tensor {
+    return elementwise.unary('square', this);
+  }
+  sqrt(): Tensor {
+    return elementwise.unary('sqrt', this);
+  }
+  exp(): Tensor {
+    return elementwise.unary('exp', this);
+  }
+  log(): Tensor {
+    return elementwise.unary('log', this);
+  }
+  clamp(low: number, high: number): Tensor {
+    return elementwise.clamp(this, low, high);
+  }
+  /** Sum over `axes` (all by default). */
+  sum(axes?: number | readonly number[], keepDims = false): Tensor {
+    return reduce.sum(this, axes, keepDims);
+  }
+  /** Mean over `axes` (all by default). */
+  mean(axes?: number | readonly number[], keepDims = false): Tensor {
+    return reduce.mean(this, axes, keepDims);
+  }
+  /** Largest value over one axis; no gradient. */
+  max(axis: number, keepDims = false): Tensor {
+    return reduce.max(this, axis, keepDims);
+  }
+  /** Index (i64) of the first largest value over one axis. */
+  argmax(axis: number): Tensor {
+    return reduce.argmax(this, axis);
+  }
+  /** Same elements in another shape; one entry may be -1. Shares the buffer. */
+  reshape(shape: Shape): Tensor {
+    return index.reshape(this, shape);
+  }
+  /** Axes in another order (a copy). */
+  permute(axes: readonly number[]): Tensor {
+    return index.permute(this, axes);
+  }
+  /** Elements [start, end) of one axis. */
+  slice(axis: number, start: number, end?: number): Tensor {
+    return index.slice(this, axis, start, end);
+  }
+}
+
+/** A tensor from a TypedArray or (nested) numbers. Shape: given, or that of the nesting, or [length]. The data is copied. */
+export function tensor(
+  data: TensorData | Uint8ClampedArray | NestedNumbers,
+  options: TensorOptions & { shape?: Shape } = {},
+): Tensor {
+  const typed = ArrayBuffer.isView(data) ? data : undefined;
+  const nested = typed ? undefined : (data as NestedNumbers);
+  if (!typed && typeof nested !== 'number' && !Array.isArray(nested)) {
+    throw new OptionError('tensor: expected a number, an array of numbers, or a TypedArray.');
+  }
+  if (typed && !dtypeOf(typed)) {
+    throw new DTypeError(`tensor: ${typed.constructor.name} has no matching dtype; use Float32Array, Int32Array, BigInt64Array or Uint8Array.`);
+  }
+  const dtype = options.dtype ?? (typed ? (dtypeOf(typed) as DType) : 'f32');
+  dtypeNumber(dtype);
+  const flat = typed ?? flatten(nested as NestedNumbers);
+  const shape = options.shape ?? (typed ? [typed.length] : nestedShape(nested as NestedNumbers));
+  checkShape(shape, 'tensor');
+  if (numel(shape) !== flat.length) {
+    throw new ShapeError(`tensor: shape ${format(shape)} has ${numel(shape)} elements, the data has ${flat.length}.`);
+  }
+  const own = typed && dtypeOf(typed) === dtype ? typed : toTyped(flat as ArrayLike<number>, dtype);
+  const stored: DType = isFloat(dtype) ? 'f32' : dtype;
+  const bytes = new Uint8Array(own.buffer, own.byteOffset, own.byteLength);
+  let result = Tensor.fromBytes(bytes, { shape, dtype: stored, device: options.device });
+  if (stored !== dtype) {
+    const wide = result;
+    result = elementwise.castRaw(wide, dtype);
+    wide.dispose();
+  }
+  return withGradient(result, options);
+}
+
+/** A tensor filled with one value. */
+export function full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
+  checkShape(shape, 'full');
+  const result = Tensor.empty(shape, options.dtype, options.device);
+  native.ops.fill(result.id, value);
+  return withGradient(result, options);
+}
+
+/** A tensor of zeros. */
+export function zeros(shape: Shape, options: TensorOptions = {}): Tensor {
+  return full(shape, 0, options);
+}
+
+/** A tensor of ones. */
+export function ones(shape: Shape, options: TensorOptions = {}): Tensor {
+  return full(shape, 1, options);
+}
+
+/** start, start + step, … below `end`; one argument counts from 0. */
+export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
+  const [first, last] = end === undefined ? [0, start] : [start, end];
+  const length = Math.max(0, Math.ceil((last - first) / step));
+  if (!Number.isFinite(length)) throw new OptionError(`arange: ${first} to ${last} by ${step} never ends.`);
+  return tensor(
+    Array.from({ length }, (_, i) => first + i * step),
+    options,
+  );
+}
+
+type NestedNumbers = number | readonly NestedNumbers[];
+
+function withGradient(result: Tensor, options: TensorOptions): Tensor {
+  if (options.requiresGrad) {
+    if (!isFloat(result.dtype)) throw new DTypeError(`requiresGrad: ${result.dtype} has no gradient; use f32, bf16 or f16.`);
+    result.requiresGrad = true;
+  }
+  return result;
+}
+
+function nestedShape(values: NestedNumbers): number[] {
+  const shape: number[] = [];
+  for (let level: NestedNumbers = values; Array.isArray(level); level = level[0]) {
+    shape.push(level.length);
+    if (level.length === 0) break;
+  }
+  return shape;
+}
+
+function flatten(values: NestedNumbers): number[] {
+  const shape = nestedShape(values);
+  const flat: number[] = [];
+  const walk = (level: NestedNumbers, axis: number): void => {
+    if (axis === shape.length) {
+      if (typeof level !== 'number') throw new ShapeError('tensor: nested arrays are ragged or hold something that is not a number.');
+      flat.push(level);
+      return;
+    }
+    if (!Array.isArray(level) || level.length !== shape[axis]) {
+      throw new ShapeError(`tensor: nested arrays are ragged: expected ${shape[axis]} entries at depth ${axis}.`);
+    }
+    for (const item of level) walk(item, axis + 1);
+  };
+  walk(values, 0);
+  return flat;
+}
