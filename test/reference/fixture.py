@@ -47,4 +47,5 @@ def save(name, tensors, meta):
     path = FIXTURES / f'{name}.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(stored, path, metadata={'json': json.dumps(meta)})
+    path.chmod(0o644)
     print(f'{path.name}: {len(stored)} tensors, {path.stat().st_size / 1e3:.0f} kB')
