@@ -1,0 +1,174 @@
+/**
+ * Adam (Kingma & Ba, arXiv 1412.6980) and AdamW (Loshchilov & Hutter, arXiv 1711.05101) over all parameters in one
+ * native call: one pass reads p, g, m, v and writes p, m, v.
+ */
+import { OptionError, ShapeError } from '../errors.js';
+import { native } from '../native.js';
+import { keep } from '../scope.js';
+import { format, sameShape } from '../shape.js';
+import { type Tensor, zeros } from '../tensor.js';
+import { namedParameters, type Parameters } from './parameters.js';
+
+/** Options of {@link Adam} and {@link AdamW}. */
+export interface AdamOptions {
+  /** Learning rate. Default 1e-3. May be changed between steps. */
+  lr?: number;
+  /** Decay of the running means of the gradient and of its square. Default [0.9, 0.999]. */
+  betas?: readonly [number, number];
+  /** Added to the denominator. Default 1e-8. */
+  eps?: number;
+  /** Adam: added to the gradient as weightDecay * p (L2), default 0. AdamW: p shrinks by lr * weightDecay, default 0.01. */
+  weightDecay?: number;
+  /** Count NaN and infinite elements of a gradient as 0, as EDM trains. Default false. */
+  finiteOnly?: boolean;
+}
+
+/** What an optimizer remembers. Tensors are the live ones, in the parameters' own layout. */
+export interface AdamState {
+  /** Updates each parameter has had, by name. */
+  steps: Record<string, number>;
+  /** `m.NAME` and `v.NAME`: running means of the gradient and of its square. */
+  tensors: Record<string, Tensor>;
+}
+
+interface Slot {
+  readonly name: string;
+  readonly parameter: Tensor;
+  readonly m: Tensor;
+  readonly v: Tensor;
+  step: number;
+}
+
+/** Adam as PyTorch's torch.optim.Adam: a parameter without a gradient is left alone and its step does not count. */
+export class Adam implements Disposable {
+  lr: number;
+  protected readonly decoupled: boolean = false;
+  private readonly slots: Slot[];
+  private readonly betas: readonly [number, number];
+  private readonly eps: number;
+  private readonly weightDecay: number;
+  private readonly finiteOnly: boolean;
+
+  /** @param parameters Leaves with requiresGrad (f32): a list, or a map whose names the state goes by. */
+  constructor(parameters: Parameters, options: AdamOptions = {}) {
+    const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, finiteOnly = false } = options;
+    atLeastZero('lr', lr);
+    atLeastZero('eps', eps);
+    atLeastZero('weightDecay', weightDecay);
+    for (const beta of betas) {
+      if (!(beta >= 0 && beta < 1)) throw new OptionError(`Adam: betas are ${format(betas)}, expected 0 <= beta < 1.`);
+    }
+    this.lr = lr;
+    this.betas = betas;
+    this.eps = eps;
+    this.weightDecay = weightDecay;
+    this.finiteOnly = finiteOnly;
+    this.slots = [...namedParameters(parameters, 'Adam')].map(([name, parameter]) => {
+      const { shape, device } = parameter;
+      const moment = (): Tensor => keep(zeros(shape, { device }));
+      return { name, parameter, m: moment(), v: moment(), step: 0 };
+    });
+  }
+
+  /**
+   * One update of every parameter that has a gradient. `scale` (one element, on the device) multiplies all gradients:
+   * what clipGradNorm() returns. Enqueued; nothing waits.
+   */
+  step({ scale }: { scale?: Tensor } = {}): void {
+    atLeastZero('lr', this.lr);
+    const groups = new Map<number, Slot[]>(); // by step: one, unless some parameters had no gradient at times
+    for (const slot of this.slots) {
+      if (!slot.parameter.grad) continue;
+      slot.step++;
+      const group = groups.get(slot.step);
+      if (group) group.push(slot);
+      else groups.set(slot.step, [slot]);
+    }
+    for (const [step, group] of groups) {
+      native.ops.adam(
+        group.map(({ parameter }) => parameter.id),
+        group.map(({ parameter }) => (parameter.grad as Tensor).id),
+        group.map(({ m }) => m.id),
+        group.map(({ v }) => v.id),
+        scale?.id ?? 0,
+        step,
+        this.lr,
+        this.betas[0],
+        this.betas[1],
+        this.eps,
+        this.weightDecay,
+        this.decoupled ? 1 : 0,
+        this.finiteOnly ? 1 : 0,
+      );
+    }
+  }
+
+  /** Disposes every gradient, so that the next backward() starts from none. */
+  zeroGrad(): void {
+    for (const { parameter } of this.slots) {
+      parameter.grad?.dispose();
+      parameter.grad = undefined;
+    }
+  }
+
+  /** The live state; copy or save it before the next step(). */
+  stateDict(): AdamState {
+    const steps: Record<string, number> = {};
+    const tensors: Record<string, Tensor> = {};
+    for (const { name, m, v, step } of this.slots) {
+      steps[name] = step;
+      tensors[`m.${name}`] = m;
+      tensors[`v.${name}`] = v;
+    }
+    return { steps, tensors };
+  }
+
+  /** Copies a state in. Throws OptionError naming what is missing or of the wrong shape; then nothing has changed. */
+  loadStateDict({ steps, tensors }: AdamState): void {
+    for (const { name, parameter } of this.slots) {
+      if (!Number.isSafeInteger(steps[name]) || steps[name] < 0) {
+        throw new OptionError(`Adam.loadStateDict: the state has no step count for parameter "${name}".`);
+      }
+      for (const key of [`m.${name}`, `v.${name}`]) {
+        if (!tensors[key]) throw new OptionError(`Adam.loadStateDict: the state has no tensor "${key}".`);
+        if (!sameShape(tensors[key].shape, parameter.shape)) {
+          throw new ShapeError(
+            `Adam.loadStateDict: "${key}" is ${format(tensors[key].shape)}, expected ${format(parameter.shape)}.`,
+          );
+        }
+      }
+    }
+    for (const slot of this.slots) {
+      slot.step = steps[slot.name];
+      slot.m.copyFrom(tensors[`m.${slot.name}`]);
+      slot.v.copyFrom(tensors[`v.${slot.name}`]);
+    }
+  }
+
+  /** Frees the running means. The parameters stay. */
+  dispose(): void {
+    for (const { m, v } of this.slots) {
+      m.dispose();
+      v.dispose();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** Adam with decoupled weight decay, as PyTorch's torch.optim.AdamW. */
+export class AdamW extends Adam {
+  protected override readonly decoupled = true;
+
+  constructor(parameters: Parameters, options: AdamOptions = {}) {
+    super(parameters, { weightDecay: 0.01, ...options });
+  }
+}
+
+function atLeastZero(name: string, value: number): void {
+  if (!(value >= 0 && value < Number.POSITIVE_INFINITY)) {
+    throw new OptionError(`Adam: ${name} is ${value}, expected a number of at least 0.`);
+  }
+}

@@ -1,0 +1,38 @@
+/** Gradient clipping by the norm of all gradients together (Pascanu et al., arXiv 1211.5063), without a wait. */
+import { OptionError } from '../errors.js';
+import { native } from '../native.js';
+import { affine, clamp, unary, where } from '../ops/elementwise.js';
+import { noGrad, scope } from '../scope.js';
+import { Tensor, zeros } from '../tensor.js';
+import { namedParameters, type Parameters } from './parameters.js';
+
+/**
+ * The L2 norm of all gradients, and scale = min(1, maxNorm / (norm + 1e-6)) to pass to the optimizer's step(); both
+ * [1], on the device. The gradients themselves are not touched: the step multiplies them as it reads them. A norm that
+ * is not finite gives scale 0.
+ */
+export function clipGradNorm(parameters: Parameters, maxNorm: number): { norm: Tensor; scale: Tensor } {
+  if (!(maxNorm > 0)) throw new OptionError(`clipGradNorm: maxNorm is ${maxNorm}, expected a number above 0.`);
+  const named = namedParameters(parameters, 'clipGradNorm');
+  const grads = [...named.values()].flatMap(({ grad }) => grad ?? []);
+  const [{ device }] = named.values();
+  return noGrad(() =>
+    scope(() => {
+      if (grads.length === 0) return { norm: zeros([1], { device }), scale: zeros([1], { device }) };
+      const norm = unary('sqrt', squareSum(grads));
+      const ratio = affine(unary('reciprocal', affine(norm, 1, 1e-6)), maxNorm, 0);
+      return { norm, scale: where(unary('isFinite', norm), clamp(ratio, 0, 1), zeros([1], { device })) };
+    }),
+  );
+}
+
+/** Sum of the squares of all elements of all tensors, [1], in a fixed order. Not recorded. */
+export function squareSum(tensors: readonly Tensor[]): Tensor {
+  if (tensors.length === 0) throw new OptionError('squareSum: expected at least one tensor.');
+  const y = Tensor.empty([1], 'f32', tensors[0].device);
+  native.ops.square_sum(
+    tensors.map(({ id }) => id),
+    y.id,
+  );
+  return y;
+}

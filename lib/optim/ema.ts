@@ -1,0 +1,76 @@
+/** Exponential moving averages of weights: one pass over all of them, and EDM's rule for the decay. */
+import { OptionError, ShapeError } from '../errors.js';
+import { native } from '../native.js';
+import { keep } from '../scope.js';
+import { format, sameShape } from '../shape.js';
+import { Tensor } from '../tensor.js';
+import { namedParameters, type Parameters } from './parameters.js';
+
+/**
+ * Averages of parameters. By default it holds its own copies; given `averages` (the same names and shapes: the
+ * parameters of a second model), it writes there and those stay their owner's.
+ */
+export class Ema implements Disposable {
+  /** By parameter name. */
+  readonly averages: ReadonlyMap<string, Tensor>;
+  private readonly parameters: Map<string, Tensor>;
+  private readonly owned: boolean;
+
+  constructor(parameters: Parameters, averages?: Parameters) {
+    this.parameters = namedParameters(parameters, 'Ema');
+    this.owned = averages === undefined;
+    const into = averages && namedParameters(averages, 'Ema');
+    this.averages = new Map([...this.parameters].map(([name, tensor]) => [name, into ? at(into, name, tensor) : copyOf(tensor)]));
+  }
+
+  /** average = parameter + decay (average - parameter). Enqueued; nothing waits. */
+  update(decay: number): void {
+    if (!(decay >= 0 && decay <= 1)) throw new OptionError(`Ema.update: decay is ${decay}, expected 0 to 1.`);
+    native.ops.ema(
+      [...this.averages.values()].map(({ id }) => id),
+      [...this.parameters.values()].map(({ id }) => id),
+      decay,
+    );
+  }
+
+  /** Sets every average to its parameter. */
+  reset(): void {
+    for (const [name, average] of this.averages) average.copyFrom(this.parameters.get(name) as Tensor);
+  }
+
+  /** Frees the averages this object made. */
+  dispose(): void {
+    if (this.owned) for (const average of this.averages.values()) average.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** What {@link edmEmaDecay} goes by. */
+export interface EdmEmaOptions {
+  /** Images after which a weight's share in the average has halved. EDM: 500,000. */
+  halfLifeImages: number;
+  /** Early on the half-life is at most this part of the images seen. Default 0.05. */
+  rampUp?: number;
+}
+
+/** EDM's decay for an update after `batch` more images on top of `images` (Karras et al. 2022, appendix F.2); 0 at the first. */
+export function edmEmaDecay(images: number, batch: number, { halfLifeImages, rampUp = 0.05 }: EdmEmaOptions): number {
+  const halfLife = Math.min(halfLifeImages, images * rampUp);
+  return halfLife > 0 ? 0.5 ** (batch / halfLife) : 0;
+}
+
+function copyOf(source: Tensor): Tensor {
+  return keep(Tensor.empty(source.shape, 'f32', source.device)).copyFrom(source);
+}
+
+function at(averages: Map<string, Tensor>, name: string, { shape }: Tensor): Tensor {
+  const average = averages.get(name);
+  if (!average) throw new OptionError(`Ema: there is no average for parameter "${name}".`);
+  if (!sameShape(average.shape, shape)) {
+    throw new ShapeError(`Ema: the average of "${name}" is ${format(average.shape)}, expected ${format(shape)}.`);
+  }
+  return average;
+}
