@@ -195,24 +195,42 @@ DIFFIT_INLINE vf geluTanhArgument(vf x) { return x * (x * x * 0x1.2444f2p-4f + 0
 DIFFIT_INLINE vf unaryForward(int kind, vf x) {
   const vf zero = {}, one = set1(1.0f);
   switch (kind) {
-    case DIFFIT_NEG: return -x;
-    case DIFFIT_EXP: return vexp(x);
-    case DIFFIT_LOG: return vlog(x);
-    case DIFFIT_SQRT: return vsqrt(x);
-    case DIFFIT_RSQRT: return 1.0f / vsqrt(x);
-    case DIFFIT_RECIPROCAL: return 1.0f / x;
-    case DIFFIT_SIN: return vsin(x);
-    case DIFFIT_COS: return vcos(x);
-    case DIFFIT_TANH: return vtanh(x);
-    case DIFFIT_SIGMOID: return vsigmoid(x);
-    case DIFFIT_RELU: return vselect(x < 0.0f, zero, x);
-    case DIFFIT_SILU: return x * vsigmoid(x);
-    case DIFFIT_GELU_TANH: return x * vsigmoid(geluTanhArgument(x));
-    case DIFFIT_GELU_ERF: return 0.5f * x * (1.0f + verf(x * 0x1.6a09e6p-1f));
-    case DIFFIT_ABS: return vabs(x);
-    case DIFFIT_SQUARE: return x * x;
-    case DIFFIT_IS_FINITE: return vselect(vabs(x) < __builtin_inff(), one, zero);
-    default: return x;
+    case DIFFIT_NEG:
+      return -x;
+    case DIFFIT_EXP:
+      return vexp(x);
+    case DIFFIT_LOG:
+      return vlog(x);
+    case DIFFIT_SQRT:
+      return vsqrt(x);
+    case DIFFIT_RSQRT:
+      return 1.0f / vsqrt(x);
+    case DIFFIT_RECIPROCAL:
+      return 1.0f / x;
+    case DIFFIT_SIN:
+      return vsin(x);
+    case DIFFIT_COS:
+      return vcos(x);
+    case DIFFIT_TANH:
+      return vtanh(x);
+    case DIFFIT_SIGMOID:
+      return vsigmoid(x);
+    case DIFFIT_RELU:
+      return vselect(x < 0.0f, zero, x);
+    case DIFFIT_SILU:
+      return x * vsigmoid(x);
+    case DIFFIT_GELU_TANH:
+      return x * vsigmoid(geluTanhArgument(x));
+    case DIFFIT_GELU_ERF:
+      return 0.5f * x * (1.0f + verf(x * 0x1.6a09e6p-1f));
+    case DIFFIT_ABS:
+      return vabs(x);
+    case DIFFIT_SQUARE:
+      return x * x;
+    case DIFFIT_IS_FINITE:
+      return vselect(vabs(x) < __builtin_inff(), one, zero);
+    default:
+      return x;
   }
 }
 
@@ -220,18 +238,30 @@ DIFFIT_INLINE vf unaryForward(int kind, vf x) {
 DIFFIT_INLINE vf unaryDerivative(int kind, vf x) {
   const vf zero = {}, one = set1(1.0f);
   switch (kind) {
-    case DIFFIT_NEG: return -one;
-    case DIFFIT_EXP: return vexp(x);
-    case DIFFIT_LOG: return 1.0f / x;
-    case DIFFIT_SQRT: return 0.5f / vsqrt(x);
-    case DIFFIT_RSQRT: return -0.5f / (x * vsqrt(x));
-    case DIFFIT_RECIPROCAL: return -1.0f / (x * x);
-    case DIFFIT_SIN: return vcos(x);
-    case DIFFIT_COS: return -vsin(x);
-    case DIFFIT_TANH: return 4.0f * sigmoidSlope(2.0f * x);
-    case DIFFIT_SIGMOID: return sigmoidSlope(x);
-    case DIFFIT_RELU: return vselect(x <= 0.0f, zero, one);
-    case DIFFIT_SILU: return vsigmoid(x) + x * sigmoidSlope(x);
+    case DIFFIT_NEG:
+      return -one;
+    case DIFFIT_EXP:
+      return vexp(x);
+    case DIFFIT_LOG:
+      return 1.0f / x;
+    case DIFFIT_SQRT:
+      return 0.5f / vsqrt(x);
+    case DIFFIT_RSQRT:
+      return -0.5f / (x * vsqrt(x));
+    case DIFFIT_RECIPROCAL:
+      return -1.0f / (x * x);
+    case DIFFIT_SIN:
+      return vcos(x);
+    case DIFFIT_COS:
+      return -vsin(x);
+    case DIFFIT_TANH:
+      return 4.0f * sigmoidSlope(2.0f * x);
+    case DIFFIT_SIGMOID:
+      return sigmoidSlope(x);
+    case DIFFIT_RELU:
+      return vselect(x <= 0.0f, zero, one);
+    case DIFFIT_SILU:
+      return vsigmoid(x) + x * sigmoidSlope(x);
     case DIFFIT_GELU_TANH: {
       const vf c = vclamp(x, -16.0f, 16.0f); /* the derivative is 0 or 1 there; x^3 cannot overflow */
       const vf u = geluTanhArgument(c);
@@ -241,10 +271,14 @@ DIFFIT_INLINE vf unaryDerivative(int kind, vf x) {
       const vf density = vexp(-0.5f * x * x) * 0x1.988454p-2f;
       return 0.5f * (1.0f + verf(x * 0x1.6a09e6p-1f)) + x * density;
     }
-    case DIFFIT_ABS: return vselect(x > 0.0f, one, vselect(x < 0.0f, -one, x));
-    case DIFFIT_SQUARE: return 2.0f * x;
-    case DIFFIT_IS_FINITE: return zero;
-    default: return one;
+    case DIFFIT_ABS:
+      return vselect(x > 0.0f, one, vselect(x < 0.0f, -one, x));
+    case DIFFIT_SQUARE:
+      return 2.0f * x;
+    case DIFFIT_IS_FINITE:
+      return zero;
+    default:
+      return one;
   }
 }
 
