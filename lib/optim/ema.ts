@@ -20,7 +20,9 @@ export class Ema implements Disposable {
     this.parameters = namedParameters(parameters, 'Ema');
     this.owned = averages === undefined;
     const into = averages && namedParameters(averages, 'Ema');
-    this.averages = new Map([...this.parameters].map(([name, tensor]) => [name, into ? at(into, name, tensor) : copyOf(tensor)]));
+    this.averages = new Map(
+      [...this.parameters].map(([name, tensor]) => [name, into ? at(into, name, tensor) : copyOf(tensor)]),
+    );
   }
 
   /** average = parameter + decay (average - parameter). Enqueued; nothing waits. */

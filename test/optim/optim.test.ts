@@ -2,7 +2,17 @@
 import t from 'tap';
 import '../../lib/autograd.js';
 import { OptionError, ShapeError } from '../../lib/errors.js';
-import { Adam, AdamW, clipGradNorm, constantLr, cosineLr, Ema, edmEmaDecay, rampLr, squareSum } from '../../lib/optim/index.js';
+import {
+  Adam,
+  AdamW,
+  clipGradNorm,
+  constantLr,
+  cosineLr,
+  Ema,
+  edmEmaDecay,
+  rampLr,
+  squareSum,
+} from '../../lib/optim/index.js';
 import { scope } from '../../lib/scope.js';
 import { full, type Tensor, tensor, zeros } from '../../lib/tensor.js';
 import { assertClose, loadFixture } from '../helpers.js';
@@ -42,7 +52,13 @@ for (const [name, , { lr, betas, eps, weight_decay: weightDecay }] of golden.jso
         ['exp_avg', tensors['m.weight']],
         ['exp_avg_sq', tensors['v.weight']],
       ] as const) {
-        assertClose(t, (await value.data()) as Float32Array, at(`${name}.${key}`, k).data, tolerance, `step ${k} ${key}`);
+        assertClose(
+          t,
+          (await value.data()) as Float32Array,
+          at(`${name}.${key}`, k).data,
+          tolerance,
+          `step ${k} ${key}`,
+        );
       }
     }
   });
