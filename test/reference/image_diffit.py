@@ -85,14 +85,14 @@ class ResBlock(nn.Module):
         self.attn = Attention(outputs, heads, window, time_dim, conditioning)
         self.mlp = Mlp(outputs, mlp_ratio, time_dim, conditioning)
         if conditioning == 'adaln':
-            self.adaLN = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 6 * outputs))
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 6 * outputs))
         if inputs != outputs:
             self.skip = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x, token):
         h = self.conv(F.silu(self.norm(x))).permute(0, 2, 3, 1)
-        if hasattr(self, 'adaLN'):
-            chunks = self.adaLN(token)[:, None, None, :].chunk(6, -1)
+        if hasattr(self, "adaLN_modulation"):
+            chunks = self.adaLN_modulation(token)[:, None, None, :].chunk(6, -1)
             shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = chunks
             h = h + gate_msa * self.attn(layer_norm(h) * (1 + scale_msa) + shift_msa, token)
             h = h + gate_mlp * self.mlp(layer_norm(h) * (1 + scale_mlp) + shift_mlp, token)

@@ -1,0 +1,216 @@
+/**
+ * Image-space DiffiT (paper section 3.2, Eq. 9-10): a U-shaped network of DiffiT ResBlocks.
+ *
+ *     tokenizer conv3x3 -> per resolution L ResBlocks -> stride-2 conv ... -> bottleneck
+ *       -> upsample x2 + conv, concatenate the skip of that resolution, L ResBlocks ... -> GroupNorm, SiLU, conv3x3
+ *
+ * Images are NCHW at the border and NHWC inside. State-dict names: time_embed, label_embed, tokenizer,
+ * encoder.I.{blocks.J,down}, decoder.I.{up,blocks.J}, head.{norm,conv}.
+ */
+import { z } from 'zod';
+import { OptionError, ShapeError } from '../errors.js';
+import { add } from '../ops/elementwise.js';
+import { concat, permute, upsample2x } from '../ops/index.js';
+import { parseOptions } from '../options.js';
+import { scope } from '../scope.js';
+import { format } from '../shape.js';
+import type { Tensor } from '../tensor.js';
+import { TransformerBlock } from '../nn/block.js';
+import { TimeEmbed } from '../nn/embed.js';
+import { Conv2d, Embedding, GroupNorm } from '../nn/layers.js';
+import { Module, ModuleList } from '../nn/module.js';
+
+const count = z.int().min(1);
+const perStage = z.union([count, z.array(count).min(1)]);
+
+const configSchema = z.strictObject({
+  /** Side of the square image, in pixels. */
+  imgResolution: count,
+  /** Channels of the image, in and out. */
+  inChannels: count,
+  outChannels: count.optional(),
+  /** Channels at the first resolution, before channelMult. */
+  baseChannels: count.multipleOf(2),
+  /** One entry per resolution: channels over baseChannels. Each further one halves the resolution. */
+  channelMult: z.array(count).min(1),
+  /** L: ResBlocks per resolution, one number or one per resolution. */
+  numBlocks: perStage,
+  /** Side of the attention window in tokens, one number or one per resolution; a smaller map is one window. */
+  windowSize: perStage,
+  /** Channels of the time token. */
+  timeDim: count.default(512),
+  /** Classes; 0 for an unconditional model. */
+  numClasses: z.int().min(0).default(0),
+  /** In the MLPs, while training. */
+  dropout: z.number().min(0).lt(1).default(0),
+  /** Attention has one head per this many channels. */
+  channelsPerHead: count.default(64),
+  /** Groups of the GroupNorms; default min(32, channels / 4). */
+  normGroups: count.optional(),
+  /** Hidden channels of the MLPs over their own. */
+  mlpRatio: z.number().positive().default(4),
+  timeEmbedding: z.enum(['positional', 'fourier']).default('positional'),
+  conditioning: z.enum(['tmsa', 'adaln', 'bias-only', 'mlp-only']).default('tmsa'),
+});
+
+/** Options of {@link ImageDiffiT}; plain JSON. */
+export type ImageDiffiTConfig = z.input<typeof configSchema>;
+type Config = z.output<typeof configSchema>;
+
+/** DiffiT ResBlock (Eq. 9-10): h = Conv3x3(SiLU(GroupNorm(x))); out = Transformer(h, t) + skip(x). */
+class ResBlock extends TransformerBlock {
+  readonly norm: GroupNorm;
+  readonly conv: Conv2d;
+  readonly skip?: Conv2d;
+
+  constructor(inChannels: number, channels: number, windowSize: number, config: Config) {
+    const { timeDim, dropout, channelsPerHead, mlpRatio, conditioning } = config;
+    const numHeads = Math.max(1, Math.floor(channels / channelsPerHead));
+    super({ dim: channels, timeDim, numHeads, windowSize, mlpRatio, dropout, conditioning });
+    this.norm = this.child('norm', new GroupNorm(groupsFor(inChannels, config), inChannels));
+    this.conv = this.child('conv', new Conv2d(inChannels, channels));
+    if (inChannels !== channels) this.skip = this.child('skip', new Conv2d(inChannels, channels, { kernel: 1 }));
+  }
+
+  /** x [B, H, W, in], time token [B, timeDim] -> [B, H, W, out]. */
+  override forward(x: Tensor, time: Tensor): Tensor {
+    return scope(() => {
+      const h = super.forward(this.conv.forward(this.norm.forward(x, { silu: true })), time);
+      return this.skip ? this.skip.forward(x, h) : add(h, x);
+    });
+  }
+}
+
+class EncoderStage extends Module {
+  readonly blocks: ModuleList<ResBlock>;
+  readonly down?: Conv2d;
+  constructor(blocks: ResBlock[], down?: Conv2d) {
+    super();
+    this.blocks = this.child('blocks', new ModuleList(blocks));
+    if (down) this.down = this.child('down', down);
+  }
+}
+
+class DecoderStage extends Module {
+  readonly up: Conv2d;
+  readonly blocks: ModuleList<ResBlock>;
+  constructor(up: Conv2d, blocks: ResBlock[]) {
+    super();
+    this.up = this.child('up', up);
+    this.blocks = this.child('blocks', new ModuleList(blocks));
+  }
+}
+
+class Head extends Module {
+  readonly norm: GroupNorm;
+  readonly conv: Conv2d;
+  constructor(channels: number, outChannels: number, groups: number) {
+    super();
+    this.norm = this.child('norm', new GroupNorm(groups, channels));
+    this.conv = this.child('conv', new Conv2d(channels, outChannels, { zero: true }));
+  }
+  forward(x: Tensor): Tensor {
+    return this.conv.forward(this.norm.forward(x, { silu: true }));
+  }
+}
+
+export class ImageDiffiT extends Module {
+  /** The validated options with their defaults; new ImageDiffiT(config) makes the same architecture. */
+  readonly config: Readonly<Config>;
+  private readonly timeEmbed: TimeEmbed;
+  private readonly labelEmbed?: Embedding;
+  private readonly tokenizer: Conv2d;
+  private readonly encoder: ModuleList<EncoderStage>;
+  private readonly decoder: ModuleList<DecoderStage>;
+  private readonly head: Head;
+
+  /** Throws OptionError naming the option: unknown, out of range, or a window that does not divide its map. */
+  constructor(options: ImageDiffiTConfig) {
+    super();
+    const config = parseOptions(configSchema, options, 'ImageDiffiT');
+    this.config = config;
+    const { inChannels, baseChannels, channelMult, timeDim, numClasses } = config;
+    const stages = channelMult.length;
+    const channels = channelMult.map((mult) => mult * baseChannels);
+    const windows = windowsOf(config);
+    const depths = stageValues('numBlocks', config.numBlocks, stages);
+    const blocks = (first: number, i: number): ResBlock[] =>
+      Array.from({ length: depths[i] }, (_, j) => new ResBlock(j === 0 ? first : channels[i], channels[i], windows[i], config));
+
+    this.timeEmbed = this.child('time_embed', new TimeEmbed({ channels: baseChannels, timeDim, kind: config.timeEmbedding }));
+    if (numClasses > 0) this.labelEmbed = this.child('label_embed', new Embedding(numClasses, timeDim));
+    this.tokenizer = this.child('tokenizer', new Conv2d(inChannels, channels[0]));
+    const encoder = channels.map((width, i) => {
+      const down = i < stages - 1 ? new Conv2d(width, width, { stride: 2 }) : undefined;
+      return new EncoderStage(blocks(channels[Math.max(i - 1, 0)], i), down);
+    });
+    this.encoder = this.child('encoder', new ModuleList(encoder));
+    const decoder = channels.slice(0, -1).map((width, i) => {
+      const below = channels[i + 1];
+      return new DecoderStage(new Conv2d(below, below), blocks(below + width, i));
+    });
+    this.decoder = this.child('decoder', new ModuleList(decoder));
+    this.head = this.child('head', new Head(channels[0], config.outChannels ?? inChannels, groupsFor(channels[0], config)));
+  }
+
+  /**
+   * F(x; c_noise): x [B, C, S, S] (already scaled by c_in), cNoise [B], labels i64 [B] when the model has classes
+   * -> [B, outChannels, S, S]. Throws ShapeError for another size, OptionError for missing or superfluous labels.
+   */
+  forward(x: Tensor, cNoise: Tensor, labels?: Tensor): Tensor {
+    const { inChannels, imgResolution: side, numClasses } = this.config;
+    const expected = [x.shape[0], inChannels, side, side];
+    if (x.ndim !== 4 || x.shape.some((n, i) => n !== expected[i])) {
+      throw new ShapeError(`ImageDiffiT: x is ${format(x.shape)}, expected [B, ${inChannels}, ${side}, ${side}].`);
+    }
+    if ((labels !== undefined) !== numClasses > 0) {
+      throw new OptionError(
+        labels ? 'ImageDiffiT: labels given to an unconditional model.' : `ImageDiffiT: this model is class-conditional; give labels [B] in 0..${numClasses - 1}.`,
+      );
+    }
+    return scope(() => {
+      const embedded = this.timeEmbed.forward(cNoise);
+      const time = this.labelEmbed && labels ? add(embedded, this.labelEmbed.forward(labels)) : embedded;
+      let h = this.tokenizer.forward(permute(x, [0, 2, 3, 1]));
+      const skips: Tensor[] = [];
+      for (const { blocks, down } of this.encoder) {
+        for (const block of blocks) h = block.forward(h, time);
+        if (down) {
+          skips.push(h);
+          h = down.forward(h);
+        }
+      }
+      for (let i = this.decoder.length - 1; i >= 0; i--) {
+        const { up, blocks } = this.decoder.at(i);
+        h = concat([up.forward(upsample2x(h)), skips[i]], 3);
+        for (const block of blocks) h = block.forward(h, time);
+      }
+      return permute(this.head.forward(h), [0, 3, 1, 2]);
+    });
+  }
+}
+
+function groupsFor(channels: number, { normGroups }: Config): number {
+  return normGroups ?? Math.max(1, Math.min(32, Math.floor(channels / 4)));
+}
+
+function stageValues(option: string, value: number | number[], stages: number): number[] {
+  if (typeof value === 'number') return new Array<number>(stages).fill(value);
+  if (value.length === stages) return value;
+  throw new OptionError(`ImageDiffiT: ${option} has ${value.length} entries for ${stages} resolutions.`);
+}
+
+/** The window of each resolution; a map smaller than the window is one window. */
+function windowsOf({ imgResolution, channelMult, windowSize }: Config): number[] {
+  return stageValues('windowSize', windowSize, channelMult.length).map((asked, i) => {
+    const side = imgResolution / 2 ** i;
+    if (!Number.isInteger(side)) {
+      throw new OptionError(`ImageDiffiT: imgResolution ${imgResolution} cannot be halved ${i} times for ${channelMult.length} resolutions.`);
+    }
+    const window = Math.min(asked, side);
+    if (side % window !== 0) {
+      throw new OptionError(`ImageDiffiT: windowSize ${window} does not divide the ${side}x${side} map of resolution ${i}.`);
+    }
+    return window;
+  });
+}

@@ -1,0 +1,93 @@
+/**
+ * Named models with the training and sampling settings that go with them. cifar10 and ffhq64 are the paper's
+ * (section 4 and appendix; where it is silent, EDM's); mnist is a small one that trains in minutes on a laptop.
+ */
+import { unknownName } from '../errors.js';
+import { ImageDiffiT, type ImageDiffiTConfig } from './image-diffit.js';
+
+/** How a preset is trained. */
+export interface TrainingSettings {
+  /** Images per step. */
+  batch: number;
+  /** Peak learning rate of Adam. */
+  lr: number;
+  /** Images over which the learning rate rises from 0. */
+  lrRampImages: number;
+  /** EMA half-life in images. */
+  emaHalfLifeImages: number;
+  /** The half-life is at most this share of the images seen so far; undefined: no ramp-up. */
+  emaRampUp?: number;
+  /** Random horizontal flips. */
+  flip: boolean;
+}
+
+/** A model by name. */
+export interface Preset {
+  name: string;
+  model: ImageDiffiTConfig;
+  /** What `diffit train` takes when --data is not given. */
+  dataset?: string;
+  training: TrainingSettings;
+  sampler: { kind: 'edm'; steps: number };
+}
+
+export const presets: Readonly<Record<string, Preset>> = {
+  mnist: {
+    name: 'mnist',
+    model: {
+      imgResolution: 32,
+      inChannels: 1,
+      baseChannels: 32,
+      channelMult: [1, 2, 4],
+      numBlocks: [1, 2, 2],
+      windowSize: [4, 4, 8],
+      timeDim: 128,
+      numClasses: 10,
+      channelsPerHead: 32,
+    },
+    dataset: 'mnist',
+    training: { batch: 64, lr: 1e-3, lrRampImages: 6_400, emaHalfLifeImages: 20_000, emaRampUp: 0.05, flip: false },
+    sampler: { kind: 'edm', steps: 18 },
+  },
+  cifar10: {
+    name: 'cifar10',
+    model: {
+      imgResolution: 32,
+      inChannels: 3,
+      baseChannels: 128,
+      channelMult: [2, 2, 2],
+      numBlocks: 4,
+      windowSize: 4,
+      timeDim: 512,
+      dropout: 0.13,
+    },
+    training: { batch: 512, lr: 1e-3, lrRampImages: 10_000_000, emaHalfLifeImages: 500_000, emaRampUp: 0.05, flip: true },
+    sampler: { kind: 'edm', steps: 18 },
+  },
+  ffhq64: {
+    name: 'ffhq64',
+    model: {
+      imgResolution: 64,
+      inChannels: 3,
+      baseChannels: 128,
+      channelMult: [1, 2, 2, 2],
+      numBlocks: 4,
+      windowSize: 8,
+      timeDim: 512,
+      dropout: 0.05,
+    },
+    training: { batch: 256, lr: 2e-4, lrRampImages: 10_000_000, emaHalfLifeImages: 500_000, emaRampUp: 0.05, flip: true },
+    sampler: { kind: 'edm', steps: 40 },
+  },
+};
+
+/** A preset by name; throws OptionError with the known names and the closest one. */
+export function preset(name: string): Preset {
+  if (!Object.hasOwn(presets, name)) throw unknownName('preset', name, Object.keys(presets));
+  return presets[name];
+}
+
+/** A new model of a preset, with some of its options replaced. */
+export function create(name: string, overrides: Partial<ImageDiffiTConfig> = {}): ImageDiffiT {
+  return new ImageDiffiT({ ...preset(name).model, ...overrides });
+}

@@ -1,0 +1,101 @@
+/**
+ * The DiffiT transformer block (Eq. 7-8): x = x + TMSA(LN(x), t); x = x + MLP(LN(x)), and the paper's ways of giving
+ * it the time token (Tables 5 and 6).
+ */
+import { add, gelu, mul, silu } from '../ops/elementwise.js';
+import { reshape, slice } from '../ops/index.js';
+import { layerNorm } from '../ops/norm.js';
+import { dropout } from '../ops/random.js';
+import { scope } from '../scope.js';
+import type { Tensor } from '../tensor.js';
+import { TMSA } from './attention.js';
+import { Linear } from './layers.js';
+import { Module } from './module.js';
+
+/** Where the time token enters: attention (TMSA), AdaLN-Zero as in DiT, only the attention bias, only the MLP. */
+export type Conditioning = 'tmsa' | 'adaln' | 'bias-only' | 'mlp-only';
+
+/** Options of {@link TransformerBlock}. */
+export interface TransformerBlockOptions {
+  /** Channels C. */
+  dim: number;
+  timeDim: number;
+  numHeads: number;
+  windowSize: number;
+  /** Hidden channels of the MLP over C. Default 4. */
+  mlpRatio?: number;
+  /** Dropout after the MLP's activation, in training. Default 0. */
+  dropout?: number;
+  /** Default 'tmsa'. */
+  conditioning?: Conditioning;
+}
+
+/** Two linears with GELU (tanh form) between. State dict: fc1, fc2, and temb when the time token enters here. */
+class MLP extends Module {
+  readonly fc1: Linear;
+  readonly fc2: Linear;
+  readonly temb?: Linear;
+  constructor(dim: number, hidden: number, timeDim: number | undefined, private readonly dropout: number) {
+    super();
+    this.fc1 = this.child('fc1', new Linear(dim, hidden));
+    this.fc2 = this.child('fc2', new Linear(hidden, dim));
+    if (timeDim) this.temb = this.child('temb', new Linear(timeDim, hidden));
+  }
+  forward(x: Tensor, time: Tensor, residual?: Tensor): Tensor {
+    let hidden: Tensor;
+    if (this.temb) hidden = gelu(add(this.fc1.forward(x), perSample(this.temb.forward(time), x.ndim)));
+    else hidden = this.fc1.forward(x, { activation: 'geluTanh' });
+    if (this.training && this.dropout > 0) hidden = dropout(hidden, this.dropout);
+    return this.fc2.forward(hidden, { residual });
+  }
+}
+
+/** DiT's AdaLN-Zero: six per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
+class Modulation extends Module {
+  readonly linear: Linear;
+  constructor(timeDim: number, private readonly dim: number) {
+    super();
+    this.linear = this.child('1', new Linear(timeDim, 6 * dim, { zero: true }));
+  }
+  forward(time: Tensor, ndim: number): Tensor[] {
+    const all = this.linear.forward(silu(time));
+    return Array.from({ length: 6 }, (_, i) => perSample(slice(all, 1, i * this.dim, (i + 1) * this.dim), ndim));
+  }
+}
+
+export class TransformerBlock extends Module {
+  readonly attn: TMSA;
+  readonly mlp: MLP;
+  readonly modulation?: Modulation;
+
+  constructor(options: TransformerBlockOptions) {
+    super();
+    const { dim, timeDim, numHeads, windowSize, mlpRatio = 4, dropout = 0, conditioning = 'tmsa' } = options;
+    const inAttention = conditioning === 'tmsa' || conditioning === 'bias-only' ? conditioning : 'none';
+    this.attn = this.child('attn', new TMSA({ dim, timeDim, numHeads, windowSize, conditioning: inAttention }));
+    const mlpTime = conditioning === 'mlp-only' ? timeDim : undefined;
+    this.mlp = this.child('mlp', new MLP(dim, Math.round(dim * mlpRatio), mlpTime, dropout));
+    if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(timeDim, dim));
+  }
+
+  /** x [B, H, W, C] or [B, N, C], time token [B, timeDim] -> shape of x. */
+  forward(x: Tensor, time: Tensor): Tensor {
+    return scope(() => {
+      if (this.modulation) return this.modulated(x, time, this.modulation.forward(time, x.ndim));
+      const h = this.attn.forward(layerNorm(x), time, { residual: x });
+      return this.mlp.forward(layerNorm(h), time, h);
+    });
+  }
+
+  private modulated(x: Tensor, time: Tensor, parts: Tensor[]): Tensor {
+    const [shiftMsa, scaleMsa, gateMsa, shiftMlp, scaleMlp, gateMlp] = parts;
+    const modulate = (y: Tensor, shift: Tensor, scale: Tensor): Tensor => add(mul(layerNorm(y), add(scale, 1)), shift);
+    const h = add(x, mul(gateMsa, this.attn.forward(modulate(x, shiftMsa, scaleMsa), undefined)));
+    return add(h, mul(gateMlp, this.mlp.forward(modulate(h, shiftMlp, scaleMlp), time)));
+  }
+}
+
+/** [B, C] -> [B, 1, ..., C]: broadcasts over a sample's tokens. */
+function perSample(x: Tensor, ndim: number): Tensor {
+  return reshape(x, [x.shape[0], ...new Array<number>(ndim - 2).fill(1), x.shape[1]]);
+}

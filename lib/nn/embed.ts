@@ -1,0 +1,59 @@
+/** The time token: frequencies of a noise level, then a two-layer SiLU MLP. */
+import { affine, cos, mul, sin } from '../ops/elementwise.js';
+import { concat, reshape } from '../ops/index.js';
+import { keep, noGrad, scope } from '../scope.js';
+import { type Tensor, tensor } from '../tensor.js';
+import * as init from './init.js';
+import { Linear } from './layers.js';
+import { Module } from './module.js';
+
+/** 'positional': fixed geometric frequencies (DDPM++, EDM); 'fourier': random ones (NCSN++). */
+export type TimeEmbedding = 'positional' | 'fourier';
+
+/** Options of {@link TimeEmbed}. */
+export interface TimeEmbedOptions {
+  /** Channels of the frequencies [cos, sin]; even. */
+  channels: number;
+  /** Channels of the token. */
+  timeDim: number;
+  kind: TimeEmbedding;
+}
+
+/** c_noise [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
+export class TimeEmbed extends Module {
+  readonly fc1: Linear;
+  readonly fc2: Linear;
+  private readonly freqs: Tensor;
+  private readonly angle: number;
+
+  constructor({ channels, timeDim, kind }: TimeEmbedOptions) {
+    super();
+    const half = channels / 2;
+    if (kind === 'fourier') {
+      this.freqs = this.buffer('freqs', init.normal([half], 16));
+      this.angle = 2 * Math.PI;
+    } else {
+      // The last frequency is exactly 1/10000 ("endpoint" in EDM's code).
+      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / Math.max(half - 1, 1)))));
+      this.angle = 1;
+    }
+    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim));
+    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim));
+  }
+
+  /** cNoise [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
+  forward(cNoise: Tensor): Tensor {
+    return scope(() => {
+      const features = noGrad(() => {
+        const angles = affine(mul(reshape(cNoise, [cNoise.size, 1]), this.freqs), this.angle, 0);
+        return concat([cos(angles), sin(angles)], 1);
+      });
+      return this.fc2.forward(this.fc1.forward(features, { activation: 'silu' }));
+    });
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.freqs.dispose();
+  }
+}

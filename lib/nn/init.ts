@@ -1,0 +1,29 @@
+/** Initial values of parameters. All draw from the default generator (manualSeed). Shapes are memory layouts. */
+import { affine } from '../ops/elementwise.js';
+import { rand, randn } from '../ops/random.js';
+import { noGrad, scope } from '../scope.js';
+import { numel, type Shape } from '../shape.js';
+import { type Tensor, zeros } from '../tensor.js';
+
+/** N(0, std^2). */
+export function normal(shape: Shape, std: number): Tensor {
+  return noGrad(() => scope(() => affine(randn(shape), std, 0)));
+}
+
+/** U(-bound, bound). */
+export function uniform(shape: Shape, bound: number): Tensor {
+  return noGrad(() => scope(() => affine(rand(shape), 2 * bound, -bound)));
+}
+
+/** Glorot's U(±sqrt(6 / (fan in + fan out))); shape [out, ..., in], everything between counts to both fans. */
+export function xavierUniform(shape: Shape): Tensor {
+  const window = numel(shape.slice(1, -1));
+  return uniform(shape, Math.sqrt(6 / (window * (shape[0] + shape[shape.length - 1]))));
+}
+
+/** PyTorch's default for conv layers: U(±1 / sqrt(fan in)); shape [out, ..., in]. */
+export function fanInUniform(shape: Shape): Tensor {
+  return uniform(shape, 1 / Math.sqrt(numel(shape.slice(1))));
+}
+
+export { zeros };

@@ -1,0 +1,187 @@
+/**
+ * Module: parameters and child modules under PyTorch's names.
+ *
+ * A subclass registers what it owns in its constructor, in state-dict order:
+ *
+ *     readonly weight = this.parameter('weight', init.xavierUniform([out, in]));
+ *     readonly attn = this.child('attn', new TMSA(...));
+ *
+ * Parameters keep the layout the kernels want; a `Layout` converts to PyTorch's at the state dict and back.
+ */
+import { DTypeError, StateDictError } from '../errors.js';
+import { permute } from '../ops/index.js';
+import { keep, noGrad, scope } from '../scope.js';
+import { format, sameShape, type Shape } from '../shape.js';
+import type { Tensor } from '../tensor.js';
+
+/** Tensors by PyTorch name. */
+export type StateDict = Record<string, Tensor>;
+
+/** Axis orders between memory and state dict. */
+interface Layout {
+  /** state = memory.permute(toState) */
+  toState: readonly number[];
+  /** memory = state.permute(fromState) */
+  fromState: readonly number[];
+}
+
+/** Conv weights: [O, kh, kw, I] in memory, [O, I, kh, kw] in state dicts. */
+export const convLayout: Layout = { toState: [0, 3, 1, 2], fromState: [0, 2, 3, 1] };
+
+interface Entry {
+  tensor: Tensor;
+  layout?: Layout;
+  trainable: boolean;
+}
+
+export abstract class Module {
+  /** True between train() and eval(): dropout is active. New modules are in training mode. */
+  training = true;
+  private readonly entries = new Map<string, Entry>();
+  private readonly children = new Map<string, Module>();
+  private readonly derived = new Set<string>();
+
+  /** Registers a trainable tensor. */
+  protected parameter(name: string, tensor: Tensor, layout?: Layout): Tensor {
+    tensor.requiresGrad = true;
+    this.entries.set(name, { tensor: keep(tensor), layout, trainable: true });
+    return tensor;
+  }
+
+  /** Registers a tensor that is saved and loaded but not trained. */
+  protected buffer(name: string, tensor: Tensor): Tensor {
+    this.entries.set(name, { tensor: keep(tensor), trainable: false });
+    return tensor;
+  }
+
+  /** Registers a child module; its names are prefixed with `name` and a dot. */
+  protected child<M extends Module>(name: string, module: M): M {
+    this.children.set(name, module);
+    return module;
+  }
+
+  /** A state-dict key that other implementations store and this one computes: accepted when loading, never saved. */
+  protected acceptsDerived(name: string): void {
+    this.derived.add(name);
+  }
+
+  /** Trainable tensors by name, in memory layout. */
+  namedParameters(): Map<string, Tensor> {
+    return new Map([...this.walk()].filter(([, entry]) => entry.trainable).map(([name, entry]) => [name, entry.tensor]));
+  }
+
+  parameters(): Tensor[] {
+    return [...this.namedParameters().values()];
+  }
+
+  /** Number of trainable elements. */
+  parameterCount(): number {
+    return this.parameters().reduce((sum, tensor) => sum + tensor.size, 0);
+  }
+
+  /** All parameters and buffers under PyTorch's names and in its layouts. The tensors share memory where they can. */
+  stateDict(): StateDict {
+    return noGrad(() =>
+      Object.fromEntries(
+        [...this.walk()].map(([name, { tensor, layout }]) => [name, layout ? permute(tensor, layout.toState) : tensor.detach()]),
+      ),
+    );
+  }
+
+  /**
+   * Copies a state dict into the parameters, in place (the optimizer's references stay valid), converting floats to the
+   * parameter's dtype. With `strict` (default) throws StateDictError listing every missing, unexpected and misshapen key;
+   * without it, missing and unexpected keys are ignored. Nothing is changed when it throws.
+   */
+  loadStateDict(state: StateDict, { strict = true }: { strict?: boolean } = {}): void {
+    const entries = new Map(this.walk());
+    const derived = new Set(this.walkDerived());
+    const missing = [...entries.keys()].filter((name) => !(name in state));
+    const unexpected = Object.keys(state).filter((name) => !entries.has(name) && !derived.has(name));
+    const misshapen: string[] = [];
+    for (const [name, { tensor, layout }] of entries) {
+      const given = state[name];
+      const expected = stateShape(tensor.shape, layout);
+      if (given && !sameShape(given.shape, expected)) misshapen.push(`${name}: ${format(given.shape)}, expected ${format(expected)}`);
+    }
+    if (misshapen.length || (strict && (missing.length || unexpected.length))) {
+      throw new StateDictError(describe({ missing, unexpected, misshapen }), { missing, unexpected, misshapen });
+    }
+    noGrad(() => {
+      for (const [name, { tensor, layout }] of entries) {
+        const given = state[name];
+        if (!given) continue;
+        if (given.dtype === 'i64' || given.dtype === 'i32' || given.dtype === 'u8') {
+          throw new DTypeError(`loadStateDict: ${name} is ${given.dtype}, expected a float dtype.`);
+        }
+        scope(() => {
+          tensor.copyFrom(layout ? permute(given, layout.fromState) : given);
+        });
+      }
+    });
+  }
+
+  /** Training mode (dropout on) for this module and all below it. Returns this. */
+  train(mode = true): this {
+    this.training = mode;
+    for (const child of this.children.values()) child.train(mode);
+    return this;
+  }
+
+  /** Inference mode. Returns this. */
+  eval(): this {
+    return this.train(false);
+  }
+
+  /** Gives all parameters, buffers and gradients back. */
+  dispose(): void {
+    for (const [, { tensor }] of this.walk()) {
+      tensor.grad?.dispose();
+      tensor.dispose();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+
+  private *walk(prefix = ''): IterableIterator<[string, Entry]> {
+    for (const [name, entry] of this.entries) yield [prefix + name, entry];
+    for (const [name, child] of this.children) yield* child.walk(`${prefix}${name}.`);
+  }
+
+  private *walkDerived(prefix = ''): IterableIterator<string> {
+    for (const name of this.derived) yield prefix + name;
+    for (const [name, child] of this.children) yield* child.walkDerived(`${prefix}${name}.`);
+  }
+}
+
+/** An ordered list of modules, named 0, 1, 2, … as PyTorch's ModuleList. */
+export class ModuleList<M extends Module> extends Module implements Iterable<M> {
+  private readonly items: readonly M[];
+  constructor(items: readonly M[]) {
+    super();
+    this.items = items.map((item, i) => this.child(String(i), item));
+  }
+  get length(): number {
+    return this.items.length;
+  }
+  at(i: number): M {
+    return this.items.at(i) as M;
+  }
+  [Symbol.iterator](): Iterator<M> {
+    return this.items[Symbol.iterator]();
+  }
+}
+
+function stateShape(shape: Shape, layout: Layout | undefined): Shape {
+  return layout ? layout.toState.map((axis) => shape[axis]) : shape;
+}
+
+function describe(keys: { missing: string[]; unexpected: string[]; misshapen: string[] }): string {
+  const parts = Object.entries(keys)
+    .filter(([, names]) => names.length > 0)
+    .map(([what, names]) => `${names.length} ${what} (${names.join(', ')})`);
+  return `loadStateDict: the state dict is not this model's: ${parts.join('; ')}.`;
+}
