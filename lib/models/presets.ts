@@ -38,7 +38,7 @@ export const presets: Readonly<Record<string, Preset>> = {
       imgResolution: 32,
       inChannels: 1,
       baseChannels: 32,
-      channelMult: [1, 2, 4],
+      channelMult: [1, 1, 2],
       numBlocks: [1, 2, 2],
       windowSize: [4, 4, 8],
       timeDim: 128,

@@ -19,7 +19,10 @@ export interface AttentionOptions {
    * its k part cannot matter (softmax ignores a constant per row) and has gradient exactly 0.
    */
   time?: Tensor;
-  /** Relative position bias [(2 wh - 1)(2 ww - 1), heads]; row (yi - yj + wh - 1)(2 ww - 1) + (xi - xj + ww - 1). */
+  /**
+   * Relative position bias [(2 wh - 1)(2 ww - 1), heads], or one such table per sample [B, ..., heads]; tokens i and j
+   * read row (yi - yj + wh - 1)(2 ww - 1) + (xi - xj + ww - 1).
+   */
   table?: Tensor;
 }
 
@@ -40,7 +43,8 @@ export function attention(qkv: Tensor, { heads, window, time, table }: Attention
     throw new OptionError(`attention: a ${wh}x${ww} window does not divide the ${h}x${w} map.`);
   }
   checkShapeOf('attention', 'time', time, [b, c3]);
-  checkShapeOf('attention', 'table', table, [(2 * wh - 1) * (2 * ww - 1), heads]);
+  const rows = (2 * wh - 1) * (2 * ww - 1);
+  checkShapeOf('attention', 'table', table, table?.ndim === 3 ? [b, rows, heads] : [rows, heads]);
   const inputs = [qkv, time, table];
   const scale = 1 / Math.sqrt(c / heads);
   const y = Tensor.empty([b, h, w, c], 'f32', qkv.device);
