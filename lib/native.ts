@@ -245,4 +245,39 @@ export interface NativeAddon {
   ops: NativeOps;
 }
 
+/** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
+const expectedAbiVersion = 1;
+
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+
+function load(): NativeAddon {
+  const require = createRequire(import.meta.url);
+  let addon: NativeAddon;
+  try {
+    addon = (require('node-gyp-build') as (directory: string) => NativeAddon)(root);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
+    throw Object.assign(
+      new Error(
+        `The native addon of diffit could not be loaded: looked for build/Release/diffit.node and ` +
+          `prebuilds/${process.platform}-${process.arch}/*.node in ${root} (${reason}). ` +
+          'Run "npm rebuild diffit" (in a clone: "npm rebuild"); it needs a C++17 compiler, make and Python 3.',
+        { cause },
+      ),
+      { code: 'DIFFIT_NO_ADDON' },
+    );
+  }
+  if (addon.abiVersion !== expectedAbiVersion) {
+    throw Object.assign(
+      new Error(
+        `The native addon of diffit has ABI version ${addon.abiVersion}, expected ${expectedAbiVersion}: ` +
+          'it was built from other sources. Run "npm rebuild diffit" (in a clone: "npm rebuild").',
+      ),
+      { code: 'DIFFIT_NO_ADDON' },
+    );
+  }
+  return addon;
+}
+
+/** The addon, loaded when this module is. */
+export const native: NativeAddon = load();
