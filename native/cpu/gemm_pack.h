@@ -1,0 +1,94 @@
+/*
+ * Packing for the matrix product: operands copied into the panels that the micro-kernel streams through.
+ *
+ * A panel holds `width` lines (rows of op(a), or columns of op(b)) over a range of k, stored [k][width]. What differs
+ * between a matrix, its transpose and a convolution is only where element (line, k) lies, so each is a packer: a struct
+ *
+ *   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage) const
+ *
+ * that fills panel[d * width + i] = element(line + i, k0 + d) for i < lines, d < depth, and 0 for lines <= i < width.
+ * `stage` is scratch of kMaxLines * depth floats. Traffic: each element is read once and written once.
+ */
+#ifndef DIFFIT_CPU_GEMM_PACK_H
+#define DIFFIT_CPU_GEMM_PACK_H
+
+typedef float v4 __attribute__((vector_size(16)));
+DIFFIT_INLINE v4 load4(const float *p) {
+  v4 v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+DIFFIT_INLINE void store4(float *p, v4 v) { __builtin_memcpy(p, &v, sizeof v); }
+
+/* A short copy: whole vectors, the last one overlapping its neighbour. */
+DIFFIT_INLINE void copyRun(float *to, const float *from, int64_t n) {
+  if (n >= kLanes) {
+    for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+    store(to + n - kLanes, load(from + n - kLanes));
+  } else if (n >= 4) {
+    for (int64_t i = 0; i + 4 <= n; i += 4) store4(to + i, load4(from + i));
+    store4(to + n - 4, load4(from + n - 4));
+  } else {
+    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+  }
+}
+
+DIFFIT_INLINE void zeroRun(float *to, int64_t n) {
+  for (int64_t i = 0; i < n; i++) to[i] = 0;
+}
+
+/* Four lines by four steps of k: rows[i][d] -> panel[d * width + i]. */
+DIFFIT_INLINE void transpose4x4(const float *const *rows, int64_t d, float *panel, int64_t width) {
+  const v4 a = load4(rows[0] + d), b = load4(rows[1] + d), c = load4(rows[2] + d), e = load4(rows[3] + d);
+  typedef int32_t i4 __attribute__((vector_size(16)));
+  const v4 ab0 = __builtin_shuffle(a, b, i4{0, 4, 1, 5}), ab1 = __builtin_shuffle(a, b, i4{2, 6, 3, 7});
+  const v4 ce0 = __builtin_shuffle(c, e, i4{0, 4, 1, 5}), ce1 = __builtin_shuffle(c, e, i4{2, 6, 3, 7});
+  store4(panel, __builtin_shuffle(ab0, ce0, i4{0, 1, 4, 5}));
+  store4(panel + width, __builtin_shuffle(ab0, ce0, i4{2, 3, 6, 7}));
+  store4(panel + 2 * width, __builtin_shuffle(ab1, ce1, i4{0, 1, 4, 5}));
+  store4(panel + 3 * width, __builtin_shuffle(ab1, ce1, i4{2, 3, 6, 7}));
+}
+
+/* Lines that are contiguous along k: panel[d * width + i] = rows[i][d]. Works on 16 steps of k (one cache line of
+   each row) at a time, four rows by four steps; the last group of rows overlaps its neighbour. */
+static void transposeRows(float *panel, int64_t width, const float *const *rows, int64_t lines, int64_t depth) {
+  if (lines < width)
+    for (int64_t d = 0; d < depth; d++) zeroRun(panel + d * width + lines, width - lines);
+  const int64_t whole = lines < 4 ? 0 : depth / 4 * 4;
+  for (int64_t d0 = 0; d0 < whole; d0 += 16) {
+    const int64_t d1 = imin(d0 + 16, whole);
+    for (int64_t i = 0; i < lines; i += 4) {
+      const int64_t first = imin(i, lines - 4);
+      for (int64_t d = d0; d < d1; d += 4) transpose4x4(rows + first, d, panel + d * width + first, width);
+    }
+  }
+  for (int64_t d = whole; d < depth; d++)
+    for (int64_t i = 0; i < lines; i++) panel[d * width + i] = rows[i][d];
+}
+
+/* A matrix stored line by line: rows of a plain `a`, columns of a transposed `b`. */
+struct LineMatrix {
+  const float *data;
+  int64_t stride, step; /* to the next line; to the next matrix of the batch */
+  LineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
+  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
+    const float *rows[kMaxLines];
+    for (int64_t i = 0; i < lines; i++) rows[i] = data + (line + i) * stride + k0;
+    transposeRows(panel, width, rows, lines, depth);
+  }
+};
+
+/* A matrix stored step by step of k: rows of a transposed `a`, columns of a plain `b`. */
+struct DepthMatrix {
+  const float *data;
+  int64_t stride, step; /* to the next k; to the next matrix of the batch */
+  DepthMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
+  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
+    for (int64_t d = 0; d < depth; d++) {
+      copyRun(panel + d * width, data + (k0 + d) * stride + line, lines);
+      zeroRun(panel + d * width + lines, width - lines);
+    }
+  }
+};
+
+#endif
