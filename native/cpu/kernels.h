@@ -33,7 +33,9 @@ namespace DIFFIT_VARIANT {
 #include "gemm.h"
 #include "conv.h"
 #include "norm.h"
+#include "attention_tile.h"
 #include "attention.h"
+#include "attention_backward.h"
 #include "random.h"
 #include "optim.h"
 
