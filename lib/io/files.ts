@@ -1,0 +1,108 @@
+/** What the file formats share: opening, exact reads, whole-or-nothing writes, and errors that say what went wrong. */
+import { randomBytes } from 'node:crypto';
+import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { FileError, FileFormatError } from '../errors.js';
+
+/** Largest single read, so that a long one can be cancelled. */
+const chunkBytes = 8 << 20;
+
+const reasons: Record<string, string> = {
+  ENOENT: 'there is no such file or folder',
+  ENOTDIR: 'a part of the path is not a folder',
+  EISDIR: 'it is a folder',
+  EACCES: 'permission denied',
+  EPERM: 'operation not permitted',
+  EROFS: 'the file system is read-only',
+  ENOSPC: 'the disk is full',
+  ENAMETOOLONG: 'the name is too long',
+  EMFILE: 'too many open files',
+};
+
+function isSystemError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && typeof (error as NodeJS.ErrnoException).syscall === 'string';
+}
+
+/** A failed system call as a FileError that names the file; anything else is returned as it is. */
+export function toFileError(error: unknown, path: string, action: 'read' | 'written'): unknown {
+  if (!isSystemError(error)) return error;
+  const reason = reasons[error.code ?? ''] ?? error.message;
+  return new FileError(`${path} cannot be ${action}: ${reason}.`, { path, cause: error });
+}
+
+/** Text from a file for use in a message: quoted, escaped, and cut at 80 characters. */
+export function quote(text: string): string {
+  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+}
+
+/** Opens a regular file, runs `use` with its handle and size in bytes, and closes it. Throws FileError. */
+export async function withFile<T>(path: string, use: (handle: FileHandle, size: number) => Promise<T>): Promise<T> {
+  let handle: FileHandle | undefined;
+  try {
+    handle = await open(path, 'r');
+    const info = await handle.stat();
+    if (!info.isFile()) throw new FileError(`${path} cannot be read: it is not a regular file.`, { path });
+    return await use(handle, info.size);
+  } catch (error) {
+    throw toFileError(error, path, 'read');
+  } finally {
+    await handle?.close();
+  }
+}
+
+/** Fills `out` from byte `position` on. Throws FileFormatError when the file ends before. */
+export async function readFully(
+  handle: FileHandle,
+  out: Uint8Array,
+  position: number,
+  path: string,
+  signal?: AbortSignal,
+): Promise<void> {
+  let done = 0;
+  while (done < out.byteLength) {
+    signal?.throwIfAborted();
+    const length = Math.min(chunkBytes, out.byteLength - done);
+    const { bytesRead } = await handle.read(out, done, length, position + done);
+    if (bytesRead === 0) {
+      const expected = position + out.byteLength;
+      throw new FileFormatError(`${path} ends after ${position + done} bytes; expected at least ${expected}.`, {
+        path,
+      });
+    }
+    done += bytesRead;
+  }
+}
+
+/**
+ * Writes a file whole or not at all: `write` fills a temporary file in the same folder, which is synced to disk and
+ * renamed to `path`. On failure the temporary file is removed and what was at `path` stays. Throws FileError.
+ */
+export async function writeAtomically(path: string, write: (handle: FileHandle) => Promise<void>): Promise<void> {
+  const folder = dirname(path);
+  const temporary = join(folder, `.diffit-${randomBytes(6).toString('hex')}.tmp`);
+  try {
+    const handle = await open(temporary, 'wx');
+    try {
+      await write(handle);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(temporary, path);
+    await syncFolder(folder);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => undefined); // the first error is the one to tell
+    throw toFileError(error, path, 'written');
+  }
+}
+
+/** Makes a rename durable. Windows has no such call on folders. */
+async function syncFolder(folder: string): Promise<void> {
+  if (process.platform === 'win32') return;
+  const handle = await open(folder, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}

@@ -1,0 +1,134 @@
+/** Reading and writing safetensors files, one tensor at a time: memory beyond the tensors is that of the largest one. */
+import type { FileHandle } from 'node:fs/promises';
+import type { DeviceName } from '../device.js';
+import { type DType, isFloat, itemSize } from '../dtype.js';
+import { noGrad } from '../scope.js';
+import type { Shape } from '../shape.js';
+import { Tensor } from '../tensor.js';
+import { readFully, withFile, writeAtomically } from './files.js';
+import {
+  encodeHeader,
+  headerLength,
+  parseHeader,
+  type SafetensorsEntry,
+  type SafetensorsHeader,
+  tensorDType,
+} from './safetensors-format.js';
+
+export interface LoadSafetensorsOptions {
+  /** Where the tensors go. Default: defaultDevice(). */
+  device?: DeviceName;
+  /** Converts floating-point tensors; integers stay as they are. Default: as stored, F64 as f32. */
+  dtype?: DType;
+  /** Which tensors to read. Default: all. The bytes of the others are not touched. */
+  filter?: (name: string, entry: { dtype: string; shape: Shape }) => boolean;
+  /** Called after each tensor. Bytes count the selected tensors' bytes in the file. */
+  onProgress?: (progress: { name: string; loadedBytes: number; totalBytes: number }) => void;
+  /** Cancels the load; what was loaded is disposed. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Loads a safetensors file. Its header is checked against the size of the file before anything is allocated.
+ *
+ * Throws FileError when the file cannot be read; FileFormatError when it is truncated, corrupt, or a selected tensor
+ * has a dtype without a tensor here (BOOL, I8, F8, …).
+ */
+export async function loadSafetensors(
+  path: string,
+  options: LoadSafetensorsOptions = {},
+): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
+  const { filter = () => true, onProgress, signal } = options;
+  return withFile(path, async (handle, size) => {
+    const { entries, metadata, dataStart } = await readHeader(handle, size, path);
+    const selected = entries
+      .filter((entry) => filter(entry.name, entry))
+      .map((entry) => ({ ...entry, stored: tensorDType(entry, path), bytes: entry.end - entry.begin }));
+    const totalBytes = selected.reduce((sum, { bytes }) => sum + bytes, 0);
+    const staging = new Uint8Array(selected.reduce((most, { bytes }) => Math.max(most, bytes), 0));
+    const loaded: [string, Tensor][] = [];
+    let loadedBytes = 0;
+    try {
+      for (const entry of selected) {
+        signal?.throwIfAborted();
+        const raw = staging.subarray(0, entry.bytes);
+        await readFully(handle, raw, dataStart + entry.begin, path, signal);
+        loaded.push([entry.name, makeTensor(raw, entry, options)]);
+        loadedBytes += entry.bytes;
+        onProgress?.({ name: entry.name, loadedBytes, totalBytes });
+      }
+    } catch (error) {
+      for (const [, tensor] of loaded) tensor.dispose();
+      throw error;
+    }
+    return { tensors: Object.fromEntries(loaded), metadata };
+  });
+}
+
+/** What a safetensors file holds, without its data. Same checks and errors as {@link loadSafetensors}. */
+export async function readSafetensorsHeader(path: string): Promise<SafetensorsHeader> {
+  return withFile(path, (handle, size) => readHeader(handle, size, path));
+}
+
+export interface SaveSafetensorsOptions {
+  /** Converts floating-point tensors on the way; integers stay as they are. Default: as they are. */
+  dtype?: DType;
+}
+
+/**
+ * Saves tensors. The file appears whole or not at all (temporary file, sync, rename). Tensors are written largest item
+ * size first, then by name, so each is aligned to its items and equal contents give equal files.
+ *
+ * Throws FileError when the file cannot be written, OptionError on metadata that are not strings.
+ */
+export async function saveSafetensors(
+  path: string,
+  tensors: Readonly<Record<string, Tensor>>,
+  metadata: Readonly<Record<string, string>> = {},
+  options: SaveSafetensorsOptions = {},
+): Promise<void> {
+  const items = Object.entries(tensors).map(([name, tensor]) => {
+    const dtype = options.dtype && isFloat(tensor.dtype) ? options.dtype : tensor.dtype;
+    return { name, tensor, dtype, shape: tensor.shape };
+  });
+  items.sort((a, b) => itemSize(b.dtype) - itemSize(a.dtype) || (a.name < b.name ? -1 : 1));
+  const header = encodeHeader(items, metadata);
+  await writeAtomically(path, async (handle) => {
+    await handle.writeFile(header);
+    for (const { tensor, dtype } of items) {
+      const converted = noGrad(() => tensor.to(dtype));
+      try {
+        await handle.writeFile(await converted.bytes());
+      } finally {
+        if (converted !== tensor) converted.dispose();
+      }
+    }
+  });
+}
+
+async function readHeader(handle: FileHandle, size: number, path: string): Promise<SafetensorsHeader> {
+  const prefix = new Uint8Array(Math.min(8, size));
+  await readFully(handle, prefix, 0, path);
+  const json = new Uint8Array(headerLength(prefix, size, path));
+  await readFully(handle, json, 8, path);
+  return parseHeader(json, size - 8 - json.byteLength, path);
+}
+
+/** `raw` starts at the start of its buffer, so it is aligned for any item. */
+function makeTensor(
+  raw: Uint8Array,
+  entry: SafetensorsEntry & { stored: DType },
+  { device, dtype }: LoadSafetensorsOptions,
+): Tensor {
+  const { stored, shape } = entry;
+  let bytes = raw;
+  if (entry.dtype === 'F64') {
+    const wide = new Float64Array(raw.buffer, raw.byteOffset, raw.byteLength / 8);
+    bytes = new Uint8Array(Float32Array.from(wide).buffer);
+  }
+  const tensor = Tensor.fromBytes(bytes, { shape, dtype: stored, device });
+  if (!dtype || dtype === stored || !isFloat(stored)) return tensor;
+  const converted = noGrad(() => tensor.to(dtype));
+  tensor.dispose();
+  return converted;
+}
