@@ -164,16 +164,15 @@ DIFFIT_INLINE SinCos vsincos(vf x) {
     const double n = ns[i];
     rs[i] = (float)((xs[i] - n * 0x1.921fb5444p+0) - n * 0x1.68c234c4c6629p-39);
   }
-  SinCos y = sincosReduced(load(rs), (vi)((vu)shifted - (vu)magic));
-  if (hmax(vselect(vabs(x) <= 1e5f, vf{}, set1(1.0f))) != 0.0f) {
-    float s[kLanes], c[kLanes];
-    for (int i = 0; i < kLanes; i++) {
-      s[i] = ::sinf(xs[i]);
-      c[i] = ::cosf(xs[i]);
-    }
-    y = {load(s), load(c)};
+  const SinCos y = sincosReduced(load(rs), (vi)((vu)shifted - (vu)magic));
+  const vi huge = ~(vabs(x) <= 1e5f);
+  if (hmax(vselect(huge, set1(1.0f), vf{})) == 0.0f) return y;
+  float s[kLanes], c[kLanes];
+  for (int i = 0; i < kLanes; i++) {
+    s[i] = ::sinf(xs[i]);
+    c[i] = ::cosf(xs[i]);
   }
-  return y;
+  return {vselect(huge, load(s), y.sin), vselect(huge, load(c), y.cos)};
 }
 
 /* sin and cos of 2 pi turns for turns in [0, 1): the reduction is exact, at most 1.1e-7 off. */

@@ -1,0 +1,185 @@
+/*
+ * Conversions between the element types, and fill.
+ *
+ * f32 to bf16 and f16 rounds to nearest, ties to even; NaN stays NaN; too large becomes infinite. To integers: truncates
+ * toward zero, saturates, NaN gives 0. The bodies have no branches, so the compiler turns the loops into vector code.
+ * Memory traffic: each element read once and written once.
+ */
+#ifndef DIFFIT_CPU_CAST_H
+#define DIFFIT_CPU_CAST_H
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+DIFFIT_INLINE uint32_t bitsOf(float x) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  return u;
+}
+DIFFIT_INLINE float floatOf(uint32_t u) {
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
+}
+
+/* Every type reads as f32 or, the integers, as i64. */
+DIFFIT_INLINE float widen(float x) { return x; }
+DIFFIT_INLINE float widen(Bf16 x) { return floatOf((uint32_t)x.bits << 16); }
+DIFFIT_INLINE float widen(F16 x) {
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  const uint32_t rebias = magnitude >= 0x7c00 ? 224u << 23 : 112u << 23; /* inf and NaN keep the largest exponent */
+  const uint32_t normal = (magnitude << 13) + rebias;
+  const uint32_t denormal = bitsOf((float)(int32_t)magnitude * 0x1p-24f);
+  return floatOf(sign | (magnitude < 0x0400 ? denormal : normal));
+}
+DIFFIT_INLINE int64_t widen(int32_t x) { return x; }
+DIFFIT_INLINE int64_t widen(int64_t x) { return x; }
+DIFFIT_INLINE int64_t widen(uint8_t x) { return x; }
+
+DIFFIT_INLINE void narrow(float x, float *y) { *y = x; }
+DIFFIT_INLINE void narrow(float x, Bf16 *y) {
+  const uint32_t u = bitsOf(x);
+  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  y->bits = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
+}
+DIFFIT_INLINE void narrow(float x, F16 *y) {
+  const uint32_t u = bitsOf(x), magnitude = u & 0x7fffffff;
+  const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+  /* next to 0.5 an f32 has the spacing of f16's denormals, so this addition rounds to them */
+  const uint32_t denormal = bitsOf(floatOf(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t half = magnitude < 0x38800000 ? denormal : normal;
+  half = magnitude >= 0x477ff000 ? 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? 0x7e00 : half;
+  y->bits = (uint16_t)(half | (u >> 16 & 0x8000));
+}
+DIFFIT_INLINE void narrow(float x, int32_t *y) {
+  *y = x != x ? 0 : x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : (int32_t)x;
+}
+DIFFIT_INLINE void narrow(float x, int64_t *y) {
+  *y = x != x ? 0 : x >= 0x1p63f ? INT64_MAX : x < -0x1p63f ? INT64_MIN : (int64_t)x;
+}
+DIFFIT_INLINE void narrow(float x, uint8_t *y) {
+  const float low = x > 0.0f ? x : 0.0f; /* NaN gives 0 */
+  *y = (uint8_t)(int32_t)(low < 255.0f ? low : 255.0f);
+}
+DIFFIT_INLINE void narrow(int64_t x, float *y) { *y = (float)x; }
+DIFFIT_INLINE void narrow(int64_t x, Bf16 *y) { narrow((float)x, y); }
+DIFFIT_INLINE void narrow(int64_t x, F16 *y) { narrow((float)x, y); }
+DIFFIT_INLINE void narrow(int64_t x, int32_t *y) {
+  *y = (int32_t)(x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : x);
+}
+DIFFIT_INLINE void narrow(int64_t x, int64_t *y) { *y = x; }
+DIFFIT_INLINE void narrow(int64_t x, uint8_t *y) { *y = (uint8_t)(x > 255 ? 255 : x < 0 ? 0 : x); }
+
+template <class From, class To>
+static void castLoop(diffit_context *ctx, const From *x, To *y, int64_t n) {
+  parallelChunks(ctx, n, 16384, [=](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) narrow(widen(x[i]), &y[i]);
+  });
+}
+
+template <class From>
+static void castFrom(diffit_context *ctx, const From *x, diffit_tensor *y, int64_t n) {
+  switch (y->dtype) {
+    case DIFFIT_F32:
+      return castLoop(ctx, x, (float *)y->data, n);
+    case DIFFIT_BF16:
+      return castLoop(ctx, x, (Bf16 *)y->data, n);
+    case DIFFIT_F16:
+      return castLoop(ctx, x, (F16 *)y->data, n);
+    case DIFFIT_I32:
+      return castLoop(ctx, x, (int32_t *)y->data, n);
+    case DIFFIT_I64:
+      return castLoop(ctx, x, (int64_t *)y->data, n);
+    case DIFFIT_U8:
+      return castLoop(ctx, x, (uint8_t *)y->data, n);
+  }
+}
+
+static diffit_status cast_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y) {
+  const int64_t n = numel(x);
+  REQUIRE(numel(y) == n);
+  REQUIRE(y->dtype >= DIFFIT_F32 && y->dtype <= DIFFIT_U8);
+  switch (x->dtype) {
+    case DIFFIT_F32:
+      castFrom(ctx, (const float *)x->data, y, n);
+      break;
+    case DIFFIT_BF16:
+      castFrom(ctx, (const Bf16 *)x->data, y, n);
+      break;
+    case DIFFIT_F16:
+      castFrom(ctx, (const F16 *)x->data, y, n);
+      break;
+    case DIFFIT_I32:
+      castFrom(ctx, (const int32_t *)x->data, y, n);
+      break;
+    case DIFFIT_I64:
+      castFrom(ctx, (const int64_t *)x->data, y, n);
+      break;
+    case DIFFIT_U8:
+      castFrom(ctx, (const uint8_t *)x->data, y, n);
+      break;
+    default:
+      return diffit_cpu_fail(ctx, DIFFIT_INVALID, "cast: %d is no element type", (int)x->dtype);
+  }
+  return DIFFIT_OK;
+}
+
+template <class T>
+static void fillLoop(diffit_context *ctx, T *y, int64_t n, T value) {
+  parallelChunks(ctx, n, 65536, [=](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) y[i] = value;
+  });
+}
+
+/* Integers are filled with `value` truncated and saturated as in cast, but from f64. */
+template <class T>
+static void fillInteger(diffit_context *ctx, T *y, int64_t n, double value) {
+  T element;
+  narrow(value != value    ? (int64_t)0
+         : value >= 0x1p63 ? INT64_MAX
+         : value < -0x1p63 ? INT64_MIN
+                           : (int64_t)value,
+         &element);
+  fillLoop(ctx, y, n, element);
+}
+
+template <class T>
+static void fillFloat(diffit_context *ctx, T *y, int64_t n, double value) {
+  T element;
+  narrow((float)value, &element);
+  fillLoop(ctx, y, n, element);
+}
+
+static diffit_status fill_op(diffit_context *ctx, diffit_tensor *y, double value) {
+  const int64_t n = numel(y);
+  switch (y->dtype) {
+    case DIFFIT_F32:
+      fillFloat(ctx, (float *)y->data, n, value);
+      break;
+    case DIFFIT_BF16:
+      fillFloat(ctx, (Bf16 *)y->data, n, value);
+      break;
+    case DIFFIT_F16:
+      fillFloat(ctx, (F16 *)y->data, n, value);
+      break;
+    case DIFFIT_I32:
+      fillInteger(ctx, (int32_t *)y->data, n, value);
+      break;
+    case DIFFIT_I64:
+      fillInteger(ctx, (int64_t *)y->data, n, value);
+      break;
+    case DIFFIT_U8:
+      fillInteger(ctx, (uint8_t *)y->data, n, value);
+      break;
+    default:
+      return diffit_cpu_fail(ctx, DIFFIT_INVALID, "fill: %d is no element type", (int)y->dtype);
+  }
+  return DIFFIT_OK;
+}
+
+#endif
