@@ -1,0 +1,212 @@
+#include "device.h"
+
+#include <stdlib.h>
+
+#include "js.h"
+
+namespace diffit {
+namespace {
+
+/* "4294967296", "512M", "4G"; false for anything else. */
+bool parseBytes(const char *text, size_t *bytes) {
+  char *end;
+  const double number = strtod(text, &end);
+  double unit = 1;
+  switch (*end) {
+    case 'k': case 'K': unit = 1024.0; break;
+    case 'm': case 'M': unit = 1024.0 * 1024; break;
+    case 'g': case 'G': unit = 1024.0 * 1024 * 1024; break;
+    case 't': case 'T': unit = 1024.0 * 1024 * 1024 * 1024; break;
+  }
+  if (unit > 1) end++;
+  if (end == text || *end != '\0' || !(number >= 0 && number * unit < 9e15)) return false;
+  *bytes = (size_t)(number * unit);
+  return true;
+}
+
+/* Gives blocks back once everything enqueued before is done. */
+struct FreeJob final : Job {
+  std::vector<void *> blocks;
+  explicit FreeJob(std::vector<void *> b) : blocks(std::move(b)) {}
+  void run(Executor &executor) override {
+    for (void *block : blocks) executor.backend->free(executor.context, block);
+    blocks.clear();
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Device> Device::open(napi_env env, const DeviceSpec &spec, const diffit_backend *backend,
+                                     int32_t threads) {
+  size_t limit = 0;
+  const char *limitText = getenv("DIFFIT_MEMORY_LIMIT");
+  if (limitText && *limitText && !parseBytes(limitText, &limit)) {
+    fail(env, kBadArgument, "DIFFIT_MEMORY_LIMIT is \"%.100s\"; expected bytes, or a number with K, M, G or T.", limitText);
+    return nullptr;
+  }
+  diffit_context *context = nullptr;
+  char why[512] = "";
+  if (backend->create(spec.index, spec.variant.c_str(), threads, &context, why, sizeof why) != DIFFIT_OK) {
+    fail(env, kNoDevice, "%s", *why ? why : "The device could not be opened.");
+    return nullptr;
+  }
+  std::unique_ptr<Device> device(new Device(env, spec.name, backend, context));
+  device->pool_.limit = limit;
+  const napi_value label = makeString(env, "diffit");
+  if (napi_create_threadsafe_function(env, nullptr, nullptr, label, 0, 1, nullptr, nullptr, device.get(), onSettled,
+                                      &device->settled_) != napi_ok) {
+    fail(env, kNoDevice, "Node gave the device %s no way to settle promises.", spec.name.c_str());
+    return nullptr;
+  }
+  napi_unref_threadsafe_function(env, device->settled_); /* an idle device does not keep the process alive */
+  device->queue_ = std::make_unique<Queue>(backend, context);
+  /* Hooks run in reverse order: this one, added last, ends the queue before the function above goes away. */
+  napi_add_env_cleanup_hook(env, [](void *self) { static_cast<Device *>(self)->close(); }, device.get());
+  return device;
+}
+
+void Device::close() {
+  if (!context_) return;
+  if (queue_) queue_->stop();
+  if (settled_) napi_release_threadsafe_function(settled_, napi_tsfn_abort);
+  for (void *block : pool_.evict(0)) backend_->free(context_, block);
+  for (Buffer *buffer : buffers_) {
+    backend_->free(context_, buffer->data);
+    pool_.put(nullptr, buffer->block, buffer->bytes);
+    delete buffer;
+  }
+  pool_.evict(0);
+  tellV8();
+  backend_->destroy(context_);
+  context_ = nullptr;
+}
+
+/* ---- memory ----------------------------------------------------------------------------------- */
+
+/* V8 sees what is reserved, not what is live: the collector is pressed exactly when tensors nobody disposed of make the
+   pool grow, and a steady state costs nothing. Each byte is added once and taken away once. */
+void Device::tellV8() {
+  const int64_t change = (int64_t)pool_.reserved() - externalMemory_;
+  if (change == 0) return;
+  int64_t total;
+  napi_adjust_external_memory(env_, change, &total);
+  externalMemory_ += change;
+}
+
+void Device::freeInOrder(std::vector<void *> blocks) {
+  if (!blocks.empty()) queue_->add(FreeJob(std::move(blocks)));
+}
+
+void Device::drainAndFree(const std::vector<void *> &blocks) {
+  queue_->drain();
+  for (void *block : blocks) backend_->free(context_, block);
+}
+
+/* A block from the device; free blocks make room for it where they must. */
+void *Device::takeMemory(size_t block) {
+  if (pool_.limit) {
+    if (block > pool_.limit) return nullptr;
+    if (pool_.reserved() + block > pool_.limit) drainAndFree(pool_.evict(pool_.limit - block));
+    if (pool_.reserved() + block > pool_.limit) return nullptr;
+  }
+  void *data = backend_->alloc(context_, block);
+  if (data) return data;
+  drainAndFree(pool_.evict(0)); /* and those already on their way to the device */
+  return backend_->alloc(context_, block);
+}
+
+Buffer *Device::allocate(size_t bytes) {
+  const size_t block = Pool::blockSize(bytes);
+  void *data = pool_.reuse(block);
+  if (!data) {
+    data = takeMemory(block);
+    if (data) pool_.addReserved(block);
+  }
+  if (!data) {
+    tellV8();
+    const std::string limit = pool_.limit ? "the limit is " + formatBytes(pool_.limit) : "there is no limit";
+    fail(env_, codeOf(DIFFIT_OUT_OF_MEMORY), "There is no memory for %s more on %s: %s are live, %s.",
+         formatBytes(bytes).c_str(), name_.c_str(), formatBytes(pool_.liveBytes()).c_str(), limit.c_str());
+    return nullptr;
+  }
+  pool_.addLive(bytes);
+  if (pool_.reserved() > pool_.softLimit()) freeInOrder(pool_.evict(pool_.softLimit()));
+  tellV8();
+  Buffer *buffer = new Buffer{this, data, bytes, block, 0, buffers_.size()};
+  buffers_.push_back(buffer);
+  return buffer;
+}
+
+void Device::release(Buffer *buffer) {
+  pool_.put(buffer->data, buffer->block, buffer->bytes);
+  buffers_.back()->index = buffer->index;
+  buffers_[buffer->index] = buffers_.back();
+  buffers_.pop_back();
+  delete buffer;
+}
+
+void Device::setMemoryLimit(size_t bytes) {
+  pool_.limit = bytes;
+  if (bytes) freeInOrder(pool_.evict(bytes));
+  tellV8();
+}
+
+void Device::trim() {
+  freeInOrder(pool_.evict(0));
+  tellV8();
+}
+
+diffit_device_info Device::info() const {
+  diffit_device_info info = {};
+  backend_->info(context_, &info);
+  return info;
+}
+
+/* ---- promises --------------------------------------------------------------------------------- */
+
+std::unique_ptr<Completion> Device::promise(napi_value result, napi_value *promise) {
+  auto completion = std::make_unique<Completion>();
+  if (result && napi_create_reference(env_, result, 1, &completion->result) != napi_ok) return nullptr;
+  if (napi_create_promise(env_, &completion->deferred, promise) != napi_ok) return nullptr;
+  if (promises_++ == 0) napi_ref_threadsafe_function(env_, settled_);
+  return completion;
+}
+
+void Device::settle(std::unique_ptr<Completion> completion, Executor &executor) {
+  completion->failure = executor.takeFailure();
+  /* Refused only while the environment ends; then nobody waits any more. */
+  if (napi_call_threadsafe_function(settled_, completion.get(), napi_tsfn_nonblocking) == napi_ok) completion.release();
+}
+
+/* "gemm_op: expected k > 0" reads "gemm: expected k > 0". */
+static std::string explain(const Failure &failure) {
+  const std::string prefix = std::string(failure.op) + "_op: ";
+  const bool prefixed = failure.sentence.compare(0, prefix.size(), prefix) == 0;
+  return std::string(failure.op) + ": " + (prefixed ? failure.sentence.substr(prefix.size()) : failure.sentence);
+}
+
+void Device::onSettled(napi_env env, napi_value, void *self, void *data) {
+  std::unique_ptr<Completion> completion(static_cast<Completion *>(data));
+  if (!env) return; /* the environment ends */
+  Device *device = static_cast<Device *>(self);
+  napi_value value = nullptr;
+  if (completion->result) {
+    napi_get_reference_value(env, completion->result, &value);
+    napi_delete_reference(env, completion->result);
+  } else {
+    napi_get_undefined(env, &value);
+  }
+  if (const Failure *failure = completion->failure.get()) {
+    const napi_value code = makeString(env, codeOf(failure->status));
+    const napi_value message = makeString(env, explain(*failure).c_str());
+    napi_value error;
+    napi_create_error(env, code, message, &error);
+    napi_set_named_property(env, error, "op", makeString(env, failure->op));
+    napi_reject_deferred(env, completion->deferred, error);
+  } else {
+    napi_resolve_deferred(env, completion->deferred, value);
+  }
+  if (--device->promises_ == 0) napi_unref_threadsafe_function(env, device->settled_);
+}
+
+}  // namespace diffit

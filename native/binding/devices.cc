@@ -1,0 +1,142 @@
+/*
+ * The functions about devices: opening them, what they are, their memory.
+ */
+#include "environment.h"
+#include "js.h"
+
+namespace diffit {
+namespace {
+
+Environment &environmentOf(void *data) { return *static_cast<Environment *>(data); }
+
+/* openDevice(spec, libraryPath, threads): DeviceId */
+napi_value openDevice(napi_env env, napi_callback_info info) {
+  Arguments<3> arguments(env, info);
+  Environment &environment = environmentOf(arguments.data);
+  std::string text, library, why;
+  int64_t threads;
+  if (!getString(env, arguments[0], "openDevice: the device", &text) ||
+      !getString(env, arguments[1], "openDevice: the library's path", &library) ||
+      !getInteger(env, arguments[2], "openDevice: the number of threads", 0, INT32_MAX, &threads)) {
+    return nullptr;
+  }
+  DeviceSpec spec;
+  if (!parseSpec(text, &spec, &why)) return fail(env, kNoDevice, "%s", why.c_str());
+  auto &devices = environment.devices;
+  for (size_t i = 0; i < devices.size(); i++) {
+    if (devices[i]->name() == spec.name) return makeNumber(env, (double)(i + 1));
+  }
+  const diffit_backend *backend = findBackend(spec, library, &why);
+  if (!backend) return fail(env, kNoDevice, "%s", why.c_str());
+  std::unique_ptr<Device> device = Device::open(env, spec, backend, (int32_t)threads);
+  if (!device) return nullptr;
+  devices.push_back(std::move(device));
+  return makeNumber(env, (double)devices.size());
+}
+
+/* deviceInfo(device): NativeDeviceInfo */
+napi_value deviceInfo(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  const Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "deviceInfo: the device");
+  if (!device) return nullptr;
+  const diffit_device_info about = device->info();
+  napi_value result;
+  napi_create_object(env, &result);
+  napi_set_named_property(env, result, "backend", makeString(env, device->backendName()));
+  napi_set_named_property(env, result, "name", makeString(env, about.name));
+  napi_set_named_property(env, result, "variant", makeString(env, about.variant));
+  napi_set_named_property(env, result, "threads", makeNumber(env, about.threads));
+  napi_set_named_property(env, result, "memory", makeNumber(env, (double)about.memory));
+  return result;
+}
+
+/* cpuVariants(): string[] */
+napi_value listCpuVariants(napi_env env, napi_callback_info) {
+  napi_value result;
+  napi_create_array(env, &result);
+  uint32_t i = 0;
+  for (const char *name : cpuVariants()) napi_set_element(env, result, i++, makeString(env, name));
+  return result;
+}
+
+/* memory(device): NativeMemory */
+napi_value memory(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "memory: the device");
+  if (!device) return nullptr;
+  const Pool &pool = device->pool();
+  const struct {
+    const char *name;
+    uint64_t value;
+  } fields[] = {
+      {"liveBuffers", pool.liveBuffers()}, {"liveBytes", pool.liveBytes()}, {"reservedBytes", pool.reserved()},
+      {"peakBytes", pool.peakBytes()},     {"limitBytes", pool.limit},      {"queued", device->queue().pending()},
+  };
+  napi_value result;
+  napi_create_object(env, &result);
+  for (const auto &field : fields) {
+    napi_set_named_property(env, result, field.name, makeNumber(env, (double)field.value));
+  }
+  return result;
+}
+
+/* resetPeak(device) */
+napi_value resetPeak(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "resetPeak: the device");
+  if (device) device->pool().resetPeak();
+  return nullptr;
+}
+
+/* setMemoryLimit(device, bytes) */
+napi_value setMemoryLimit(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  int64_t bytes;
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "setMemoryLimit: the device");
+  if (device && getInteger(env, arguments[1], "setMemoryLimit: the limit", 0, INT64_MAX, &bytes)) {
+    device->setMemoryLimit((size_t)bytes);
+  }
+  return nullptr;
+}
+
+/* trim(device) */
+napi_value trim(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "trim: the device");
+  if (device) device->trim();
+  return nullptr;
+}
+
+/* Resolves with nothing when the queue has reached it. */
+struct SynchronizeJob final : Job {
+  Device *device;
+  std::unique_ptr<Completion> completion;
+  SynchronizeJob(Device *d, std::unique_ptr<Completion> c) : device(d), completion(std::move(c)) {}
+  void run(Executor &executor) override { device->settle(std::move(completion), executor); }
+};
+
+/* synchronize(device): Promise<void> */
+napi_value synchronize(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "synchronize: the device");
+  if (!device) return nullptr;
+  napi_value promise;
+  std::unique_ptr<Completion> completion = device->promise(nullptr, &promise);
+  if (!completion) return nullptr;
+  device->queue().add(SynchronizeJob(device, std::move(completion)));
+  return promise;
+}
+
+}  // namespace
+
+bool addDeviceFunctions(napi_env env, Environment *environment, napi_value exports) {
+  const napi_property_descriptor methods[] = {
+      method("openDevice", openDevice, environment),   method("deviceInfo", deviceInfo, environment),
+      method("cpuVariants", listCpuVariants, environment), method("memory", memory, environment),
+      method("resetPeak", resetPeak, environment),     method("setMemoryLimit", setMemoryLimit, environment),
+      method("trim", trim, environment),               method("synchronize", synchronize, environment),
+  };
+  return napi_define_properties(env, exports, sizeof methods / sizeof methods[0], methods) == napi_ok;
+}
+
+}  // namespace diffit
