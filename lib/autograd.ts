@@ -5,6 +5,7 @@
 import { AutogradError, ShapeError } from './errors.js';
 import { gradients } from './grads.js';
 import { linearCombination } from './ops/elementwise.js';
+import { reshape } from './ops/index.js';
 import { defaultGenerator } from './ops/random.js';
 import { adopt, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
 import { format, sameShape } from './shape.js';
@@ -29,15 +30,20 @@ function backward(root: Tensor, gradient?: Tensor): void {
     throw new ShapeError(`backward(): a gradient of shape ${format(root.shape)} is needed, got ${gradient ? format(gradient.shape) : 'none'}.`);
   }
   const start = root.node;
+  const order = inFallingOrder(start);
+  const used = order.find((node) => node.released);
+  if (used) {
+    throw new AutogradError(`backward(): the graph through "${used.op}" was already used; compute the result again to call it twice.`);
+  }
   noGrad(() => {
     const pending = new Map<Node, Tensor>();
     pending.set(start, gradient ? gradient.alias() : keep(full(root.shape, 1, { device: root.device })));
     try {
-      for (const node of inFallingOrder(start)) {
+      for (const node of order) {
         const g = pending.get(node);
-        if (!g) continue;
         pending.delete(node);
-        step(node, g, pending);
+        if (g) step(node, g, pending);
+        else node.release();
       }
     } finally {
       for (const left of pending.values()) left.dispose();
@@ -62,23 +68,24 @@ function inFallingOrder(start: Node): Node[] {
 
 /** Runs one node's rule and hands the results to the nodes or leaves they belong to. */
 function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
-  if (node.released) {
-    throw new AutogradError(`backward(): the graph through "${node.op}" was already used; compute the result again to call it twice.`);
+  const { saved, shapes, attributes, edges } = node;
+  const needs = edges.map((edge) => edge !== undefined);
+  try {
+    scope(() => {
+      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, attributes, needs });
+      for (const [i, edge] of edges.entries()) {
+        if (edge === undefined) continue;
+        const entry = results[i];
+        const result = typeof entry === 'function' ? entry() : entry;
+        if (!result) continue;
+        if (edge instanceof Node) pending.set(edge, accumulate(pending.get(edge), result));
+        else edge.grad = accumulate(edge.grad, result);
+      }
+    });
+  } finally {
+    node.release();
+    g.dispose();
   }
-  scope(() => {
-    const { saved, shapes, attributes, edges } = node;
-    const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, attributes, needs: edges.map((edge) => edge !== undefined) });
-    for (const [i, edge] of edges.entries()) {
-      if (edge === undefined) continue;
-      const entry = results[i];
-      const result = typeof entry === 'function' ? entry() : entry;
-      if (!result) continue;
-      if (edge instanceof Node) pending.set(edge, accumulate(pending.get(edge), result));
-      else edge.grad = accumulate(edge.grad, result);
-    }
-  });
-  node.release();
-  g.dispose();
 }
 
 /** sum + part. The sum is updated in place when nobody else can see its buffer. */
@@ -110,7 +117,7 @@ function accumulate(sum: Tensor | undefined, part: Tensor): Tensor {
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   const random = defaultGenerator.state();
-  const output = noGrad(() => scope(() => fn(...inputs)));
+  const output = noGrad(() => scope(() => fn(...inputs).detach()));
   if (!gradEnabled()) return output;
   // Recorded even when no input asks for a gradient: the parameters inside fn do.
   const rerun = (g: Tensor, saved: readonly Tensor[], needs: readonly boolean[]): (Tensor | undefined)[] => {
@@ -143,7 +150,8 @@ function recompute(
       return leaf;
     });
     const result = fn(...leaves);
-    if (result.node) result.backward(g);
+    // Through a view, so that a leaf which fn returned as it is gets its gradient too.
+    if (result.requiresGrad) reshape(result, result.shape).backward(g);
     for (const leaf of leaves) if (leaf.grad) adopt(leaf.grad);
     return leaves.map((leaf) => leaf.grad);
   });

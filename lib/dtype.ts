@@ -1,5 +1,5 @@
 /** Element types: their sizes, native numbers, and the TypedArrays that hold them in JavaScript. */
-import { unknownName } from './errors.js';
+import { DTypeError, unknownName } from './errors.js';
 
 /** f32, bf16, f16: real numbers; i32, i64: labels and indices; u8: images. */
 export type DType = 'f32' | 'bf16' | 'f16' | 'i32' | 'i64' | 'u8';
@@ -39,17 +39,30 @@ export function dtypeOf(data: ArrayBufferView): DType | undefined {
   return undefined;
 }
 
-/** `values` as a TypedArray of the dtype (f32 for bf16 and f16, which are converted on the device). */
-export function toTyped(values: Iterable<number> | ArrayLike<number>, dtype: DType): TensorData {
+/** Limits of the numbers an integer dtype takes; i64: those a number holds exactly. */
+const ranges: Partial<Record<DType, readonly [number, number]>> = {
+  i32: [-(2 ** 31), 2 ** 31 - 1],
+  i64: [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER],
+  u8: [0, 255],
+};
+
+/**
+ * `values` as a TypedArray of the dtype (f32 for bf16 and f16, which are converted on the device). Throws DTypeError on
+ * a value an integer dtype cannot hold.
+ */
+export function toTyped(values: readonly number[], dtype: DType): TensorData {
+  const range = ranges[dtype];
+  const bad = range && values.find((value) => !(Number.isInteger(value) && value >= range[0] && value <= range[1]));
+  if (bad !== undefined) throw new DTypeError(`tensor: ${bad} is not a value of ${dtype}.`);
   switch (dtype) {
     case 'i32':
-      return Int32Array.from(values as ArrayLike<number>);
+      return Int32Array.from(values);
     case 'u8':
-      return Uint8Array.from(values as ArrayLike<number>);
+      return Uint8Array.from(values);
     case 'i64':
-      return BigInt64Array.from(Array.from(values as ArrayLike<number>, (value) => BigInt(value)));
+      return BigInt64Array.from(values, BigInt);
     default:
-      return Float32Array.from(values as ArrayLike<number>);
+      return Float32Array.from(values);
   }
 }
 

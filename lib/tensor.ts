@@ -7,7 +7,7 @@
  */
 import { type DType, type TensorData, dtypeNumber, dtypeOf, isFloat, itemSize, toTyped, typedView } from './dtype.js';
 import { type DeviceName, defaultDevice, deviceId } from './device.js';
-import { DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
+import { DeviceError, DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
 import { type TensorId, native } from './native.js';
 import * as elementwise from './ops/elementwise.js';
 import * as index from './ops/index.js';
@@ -29,18 +29,22 @@ export interface TensorOptions {
 /** A native id shared by the tensors that alias it; the last one out releases it, the collector if nobody did. */
 class Handle {
   private references = 1;
-  constructor(readonly id: TensorId) {
+  /** @param buffer Tensors over the same buffer, this one not yet counted; views have ids of their own but share it. */
+  constructor(
+    readonly id: TensorId,
+    readonly buffer = { users: 0 },
+  ) {
+    buffer.users++;
     collected.register(this, id);
   }
   retain(): this {
     this.references++;
+    this.buffer.users++;
     return this;
   }
   release(): void {
+    this.buffer.users--;
     if (--this.references === 0) native.release(this.id);
-  }
-  get shared(): boolean {
-    return this.references > 1;
   }
 }
 // Releasing an id twice is harmless: a stale one is ignored.
@@ -69,7 +73,7 @@ export class Tensor implements Disposable {
     const [a, b, c, d, e, f] = shape;
     try {
       const id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
-      return new Tensor(new Handle(id), shape, dtype, device);
+      return new Tensor(new Handle(id), [...shape], dtype, device);
     } catch (error) {
       throw fromNative(error);
     }
@@ -105,12 +109,12 @@ export class Tensor implements Disposable {
   view(shape: Shape, offset = 0): Tensor {
     const [a, b, c, d, e, f] = shape;
     const id = native.view(this.id, offset * itemSize(this.dtype), dtypeNumber(this.dtype), shape.length, a, b, c, d, e, f);
-    return new Tensor(new Handle(id), shape, this.dtype, this.device);
+    return new Tensor(new Handle(id, this.handle.buffer), shape, this.dtype, this.device);
   }
 
-  /** Does another tensor or the tape use the same buffer through this handle? @internal */
+  /** Does another tensor or the tape use the same buffer, as an alias or a view? @internal */
   get isShared(): boolean {
-    return this.handle.shared;
+    return this.handle.buffer.users > 1;
   }
 
   get ndim(): number {
@@ -189,11 +193,15 @@ export class Tensor implements Disposable {
 
   /** The same values, cut off from the tape. Shares the buffer. */
   detach(): Tensor {
+    void this.id;
     return new Tensor(this.handle.retain(), this.shape, this.dtype, this.device);
   }
 
-  /** Copies `source` (same shape; converted to this dtype) into this tensor, in place. Not recorded. */
+  /** Copies `source` (as many elements, same device; converted to this dtype) into this tensor, in place. Not recorded. */
   copyFrom(source: Tensor): this {
+    if (source.device !== this.device) {
+      throw new DeviceError(`copyFrom: the source is on ${source.device}, this tensor on ${this.device}.`);
+    }
     if (source.size !== this.size) {
       throw new ShapeError(`copyFrom: cannot copy ${format(source.shape)} into ${format(this.shape)}.`);
     }
@@ -287,8 +295,9 @@ export function tensor(
   if (numel(shape) !== flat.length) {
     throw new ShapeError(`tensor: shape ${format(shape)} has ${numel(shape)} elements, the data has ${flat.length}.`);
   }
-  const own = typed && dtypeOf(typed) === dtype ? typed : toTyped(flat as ArrayLike<number>, dtype);
-  const stored: DType = isFloat(dtype) ? 'f32' : dtype;
+  // What has no TypedArray of its own, and data of another type, is converted on the device.
+  const stored: DType = typed ? (dtypeOf(typed) as DType) : isFloat(dtype) ? 'f32' : dtype;
+  const own = typed ?? toTyped(flat as number[], dtype);
   const bytes = new Uint8Array(own.buffer, own.byteOffset, own.byteLength);
   let result = Tensor.fromBytes(bytes, { shape, dtype: stored, device: options.device });
   if (stored !== dtype) {
