@@ -7,13 +7,15 @@
  */
 import type { DType } from './dtype.js';
 import { native } from './native.js';
-import { affine, castRaw, equal, mul, type UnaryKind, unary, unaryBackward, where } from './ops/elementwise.js';
+import {
+  affine, castRaw, equal, less, linearCombination, mul, pow, type UnaryKind, unary, unaryBackward, where,
+} from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
 import { type Activation, gemm, matmul } from './ops/linear.js';
 import { dropoutRaw } from './ops/random.js';
-import { reduceAxes } from './ops/reduce.js';
+import { argmax, reduceAxes } from './ops/reduce.js';
 import { numel, sameShape, type Shape } from './shape.js';
-import { Tensor } from './tensor.js';
+import { arange, Tensor, zeros } from './tensor.js';
 
 type Gradient = Tensor | (() => Tensor) | undefined;
 
@@ -37,6 +39,18 @@ function sumTo(g: Tensor, shape: Shape): Tensor {
   return reshapeRaw(reduceAxes('sum', g, axes), shape);
 }
 
+/** 1 where y > x, a half where they are equal, else 0. */
+const wins = (x: Tensor, y: Tensor): Tensor =>
+  linearCombination([
+    [1, less(x, y)],
+    [0.5, equal(x, y)],
+  ]);
+/** g split between a and b by a's share. */
+const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
+  () => sumTo(mul(g, share), a.shape),
+  () => sumTo(mul(g, affine(share, -1, 1)), b.shape),
+];
+
 const like = (x: Tensor): Tensor => Tensor.empty(x.shape, 'f32', x.device);
 const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =>
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
@@ -55,10 +69,16 @@ export const gradients: Readonly<Record<string, Rule>> = {
     () => sumTo(g.div(b), a.shape),
     () => sumTo(affine(mul(g, a).div(unary('square', b)), -1, 0), b.shape),
   ],
+  maximum: (g, { saved: [a, b] }) => shares(g, a, b, wins(b, a)),
+  minimum: (g, { saved: [a, b] }) => shares(g, a, b, wins(a, b)),
+  pow: (g, { saved: [a, b] }) => [
+    () => sumTo(mul(g, mul(b, pow(a, affine(b, 1, -1)))), a.shape),
+    () => sumTo(mul(g, mul(pow(a, b), unary('log', a))), b.shape),
+  ],
   where: (g, { saved: [condition], shapes: [, a, b] }) => [
     undefined,
-    () => sumTo(where(condition, g, affine(g, 0, 0)), a),
-    () => sumTo(where(condition, affine(g, 0, 0), g), b),
+    () => sumTo(where(condition, g, zeros([], { device: g.device })), a),
+    () => sumTo(where(condition, zeros([], { device: g.device }), g), b),
   ],
   linearCombination: (g, { attributes: { coefficients } }) => coefficients.map((c: number) => () => affine(g, c, 0)),
   cast: (g, { attributes: { from } }) => [castRaw(g, from as DType)],
@@ -66,6 +86,11 @@ export const gradients: Readonly<Record<string, Rule>> = {
   // reductions
   sum: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(reshapeRaw(g, kept), x)],
   mean: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(affine(reshapeRaw(g, kept), numel(g.shape) / numel(x), 0), x)],
+  max: (g, { saved: [x], attributes: { axis, kept } }) => {
+    const n = x.shape[axis];
+    const along = arange(0, n, 1, { dtype: 'i64', device: x.device }).reshape(x.shape.map((_, i) => (i === axis ? n : 1)));
+    return [mul(reshapeRaw(g, kept), equal(along, reshapeRaw(argmax(x, axis), kept)))];
+  },
   softmax: (g, { saved: [y] }) => [fused(like(y), (dx) => native.ops.softmax_backward(y.id, g.id, dx.id))],
   crossEntropy: (g, { saved: [logits, labels] }) => [
     fused(like(logits), (dx) => native.ops.cross_entropy_backward(logits.id, labels.id, g.id, dx.id)),

@@ -1,4 +1,5 @@
 /** Checks shared by the operations; each throws a typed error that names the operation and the argument. */
+import type { DeviceName } from '../device.js';
 import type { DType } from '../dtype.js';
 import { DeviceError, DTypeError, OptionError, ShapeError } from '../errors.js';
 import { format, type Shape } from '../shape.js';
@@ -6,9 +7,9 @@ import type { Tensor } from '../tensor.js';
 
 type Named = Readonly<Record<string, Tensor | undefined>>;
 
-/** All given tensors are of `dtype` and on one device. */
-export function checkTensors(op: string, tensors: Named, dtype: DType = 'f32'): void {
-  let first: Tensor | undefined;
+/** All given tensors are alive, of `dtype` and on one device (`device`, when it is known already). */
+export function checkTensors(op: string, tensors: Named, dtype: DType = 'f32', device?: DeviceName): void {
+  let expected = device;
   for (const name in tensors) {
     const tensor = tensors[name];
     if (tensor === undefined) continue;
@@ -16,10 +17,11 @@ export function checkTensors(op: string, tensors: Named, dtype: DType = 'f32'): 
     if (tensor.dtype !== dtype) {
       throw new DTypeError(`${op}: ${name} is ${tensor.dtype}, expected ${dtype} (convert with .to('${dtype}')).`);
     }
-    if (first && tensor.device !== first.device) {
-      throw new DeviceError(`${op}: ${name} is on ${tensor.device}, the others on ${first.device}.`);
+    if (expected !== undefined && tensor.device !== expected) {
+      throw new DeviceError(`${op}: ${name} is on ${tensor.device}, the others on ${expected}.`);
     }
-    first ??= tensor;
+    expected ??= tensor.device;
+    void tensor.id; // throws when it was disposed
   }
 }
 

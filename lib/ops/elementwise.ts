@@ -1,11 +1,12 @@
 /** Elementwise operations: unary functions, arithmetic with NumPy broadcasting, casts. One memory pass each. */
 import { type DType, dtypeNumber, isFloat } from '../dtype.js';
-import { DTypeError, OptionError, ShapeError } from '../errors.js';
+import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
 import { broadcast, format, sameShape } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor } from '../tensor.js';
 import { checkTensors } from './check.js';
+import { reshape } from './index.js';
 
 /** Unary functions and their numbers in diffit.h. */
 export const unaryKinds = {
@@ -84,6 +85,11 @@ function binary(kind: BinaryKind, a: Tensor, b: Tensor): Tensor {
   return y;
 }
 
+/** A binary operation whose gradient needs both inputs. */
+function recorded(kind: 'mul' | 'div' | 'pow' | 'maximum' | 'minimum', a: Tensor, b: Tensor): Tensor {
+  return record(kind, [a, b], binary(kind, a, b), [a, b]);
+}
+
 /** a + b. */
 export function add(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, 1, b);
@@ -97,19 +103,19 @@ export function sub(a: Tensor, b: Tensor | number): Tensor {
 /** a b, elementwise. */
 export function mul(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, b, 0);
-  return record('mul', [a, b], binary('mul', a, b), [a, b]);
+  return recorded('mul', a, b);
 }
 /** a / b, elementwise. */
 export function div(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, 1 / b, 0);
-  return record('div', [a, b], binary('div', a, b), [a, b]);
+  return recorded('div', a, b);
 }
-/** a to the power b, elementwise. No gradient. */
-export const pow = (a: Tensor, b: Tensor): Tensor => binary('pow', a, b);
-/** Elementwise maximum. No gradient. */
-export const maximum = (a: Tensor, b: Tensor): Tensor => binary('maximum', a, b);
-/** Elementwise minimum. No gradient. */
-export const minimum = (a: Tensor, b: Tensor): Tensor => binary('minimum', a, b);
+/** a to the power b, elementwise. b's gradient needs a > 0. */
+export const pow = (a: Tensor, b: Tensor): Tensor => recorded('pow', a, b);
+/** Elementwise maximum. Where a = b each gets half the gradient. */
+export const maximum = (a: Tensor, b: Tensor): Tensor => recorded('maximum', a, b);
+/** Elementwise minimum. Where a = b each gets half the gradient. */
+export const minimum = (a: Tensor, b: Tensor): Tensor => recorded('minimum', a, b);
 /** 1 where a = b, else 0 (f32; f32 or i64 inputs). */
 export const equal = (a: Tensor, b: Tensor): Tensor => binary('equal', a, b);
 /** 1 where a < b, else 0 (f32; f32 or i64 inputs). */
@@ -146,11 +152,11 @@ export function castRaw(x: Tensor, dtype: DType): Tensor {
   return y;
 }
 
-/** x converted to another dtype. To integers: truncates toward zero, saturates, NaN becomes 0. */
+/** x converted to another dtype (the same one: another tensor on its buffer). To integers: truncates toward zero, saturates, NaN becomes 0. */
 export function cast(x: Tensor, dtype: DType): Tensor {
   dtypeNumber(dtype);
-  if (x.dtype === undefined) throw new DTypeError('cast: x is not a tensor.');
-  if (x.dtype === dtype) return x;
+  checkTensors('cast', { x }, x.dtype);
+  if (x.dtype === dtype) return reshape(x, x.shape);
   const y = castRaw(x, dtype);
   return isFloat(dtype) && isFloat(x.dtype) ? record('cast', [x], y, [], { from: x.dtype }) : y;
 }

@@ -18,6 +18,7 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
 
 /** Axes in another order: y.shape[i] = x.shape[axes[i]]. */
 export function permute(x: Tensor, axes: readonly number[]): Tensor {
+  checkTensors('permute', { x }, x.dtype);
   const order = axes.map((axis) => normalizeAxis(axis, x.ndim, 'permute'));
   if (order.length !== x.ndim || new Set(order).size !== x.ndim) {
     throw new OptionError(`permute: ${format(axes)} is not an order of ${x.ndim} axes.`);
@@ -31,6 +32,7 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
 
 /** Elements [start, end) of one axis; negative positions count from the end. A slice of axis 0 shares the buffer. */
 export function slice(x: Tensor, axis: number, start: number, end: number = x.shape[axis < 0 ? axis + x.ndim : axis]): Tensor {
+  checkTensors('slice', { x }, x.dtype);
   const at = normalizeAxis(axis, x.ndim, 'slice');
   const length = x.shape[at];
   const first = start < 0 ? start + length : start;
@@ -65,7 +67,7 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   const [first] = tensors;
   const at = normalizeAxis(axis, first.ndim, 'concat');
   for (const [i, tensor] of tensors.entries()) {
-    checkTensors('concat', { [`tensors[${i}]`]: tensor }, first.dtype);
+    checkTensors('concat', { [`tensors[${i}]`]: tensor }, first.dtype, first.device);
     if (tensor.ndim !== first.ndim || tensor.shape.some((n, d) => d !== at && n !== first.shape[d])) {
       throw new ShapeError(`concat: tensors[${i}] is ${format(tensor.shape)}, which does not join ${format(first.shape)} along axis ${at}.`);
     }
@@ -84,6 +86,7 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
 
 /** x surrounded by zeros: padding[i] = [before, after] of axis i. */
 export function pad(x: Tensor, padding: readonly (readonly [number, number])[]): Tensor {
+  checkTensors('pad', { x }, x.dtype);
   if (padding.length !== x.ndim || padding.some((p) => p.some((n) => !Number.isInteger(n) || n < 0))) {
     throw new OptionError(`pad: expected [before, after] for each of ${x.ndim} axes.`);
   }
@@ -115,7 +118,7 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
 /** Rows of table [V, D] at ids (i64, any shape) -> [...ids, D]. An id outside 0..V-1 rejects the next awaited read. */
 export function embedding(table: Tensor, ids: Tensor): Tensor {
   checkTensors('embedding', { table });
-  checkTensors('embedding', { ids }, 'i64');
+  checkTensors('embedding', { ids }, 'i64', table.device);
   checkShapeOf('embedding', 'table', table, [-1, -1]);
   const y = Tensor.empty([...ids.shape, table.shape[1]], 'f32', table.device);
   native.ops.gather_rows(table.id, ids.id, y.id);

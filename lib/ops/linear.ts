@@ -90,7 +90,8 @@ export interface LinearOptions {
 /** x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual. */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, { activation, residual }: LinearOptions = {}): Tensor {
   checkTensors('linear', { x, weight, bias, residual });
-  checkShapeOf('linear', 'weight', weight, [-1, x.shape[x.ndim - 1] ?? -1]);
+  if (x.ndim < 1) throw new ShapeError('linear: x is a scalar, expected at least 1 dimension.');
+  checkShapeOf('linear', 'weight', weight, [-1, x.shape[x.ndim - 1]]);
   const [n, k] = weight.shape;
   checkShapeOf('linear', 'bias', bias, [n]);
   const shape = [...x.shape.slice(0, -1), n];

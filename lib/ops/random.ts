@@ -8,6 +8,7 @@ import { checkShape, type Shape } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor, type TensorOptions } from '../tensor.js';
 import { checkInteger, checkTensors } from './check.js';
+import { reshape } from './index.js';
 
 /** Names one sequence of random numbers. */
 export interface RandomKey {
@@ -75,7 +76,7 @@ function philox(op: string, kind: number, shape: Shape, options: RandomOptions):
 export function dropout(x: Tensor, p: number, key: Partial<RandomKey> = {}): Tensor {
   checkTensors('dropout', { x });
   if (!(p >= 0 && p < 1)) throw new OptionError(`dropout: p is ${p}, expected 0 <= p < 1.`);
-  if (p === 0) return x;
+  if (p === 0) return reshape(x, x.shape);
   const { seed, stream, firstSample } = keyOf('dropout', key);
   return record('dropout', [x], dropoutRaw(x, p, seed, stream, firstSample), [], { p, seed, stream, firstSample });
 }

@@ -31,7 +31,7 @@ export function reduceAxes(kind: 'sum' | 'mean', x: Tensor, axes: readonly numbe
     result = next;
     end = begin;
   }
-  return result === x ? x.alias() : result;
+  return result === x ? x.detach() : result;
 }
 
 function axesOf(op: string, x: Tensor, axes: number | readonly number[] | undefined): number[] {
@@ -61,12 +61,15 @@ export function mean(x: Tensor, axes?: number | readonly number[], keepDims = fa
   return reduceRecorded('mean', x, axes, keepDims);
 }
 
-/** Maximum over one axis. No gradient. */
+/** Maximum over one axis. Its gradient goes to the first element that has it. */
 export function max(x: Tensor, axis: number, keepDims = false): Tensor {
   checkTensors('max', { x });
   const at = normalizeAxis(axis, x.ndim, 'max');
-  const y = reduceRun('max', x, at, at + 1);
-  return keepDims ? reshapeRaw(y, x.shape.map((n, i) => (i === at ? 1 : n))) : y;
+  const flat = reduceRun('max', x, at, at + 1);
+  const kept = x.shape.map((n, i) => (i === at ? 1 : n));
+  const y = keepDims ? reshapeRaw(flat, kept) : flat;
+  if (y !== flat) flat.dispose();
+  return record('max', [x], y, [x], { axis: at, kept });
 }
 
 /** Index (i64) of the first maximum over one axis. */
@@ -87,7 +90,7 @@ export function softmax(x: Tensor): Tensor {
 /** Per-sample cross entropy [N] of logits [N, C] against labels i64 [N] in 0..C-1. */
 export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   checkTensors('crossEntropy', { logits });
-  checkTensors('crossEntropy', { labels }, 'i64');
+  checkTensors('crossEntropy', { labels }, 'i64', logits.device);
   checkShapeOf('crossEntropy', 'logits', logits, [-1, -1]);
   checkShapeOf('crossEntropy', 'labels', labels, [logits.shape[0]]);
   const loss = Tensor.empty([logits.shape[0]], 'f32', logits.device);
