@@ -8,7 +8,8 @@
  *
  * Parameters keep the layout the kernels want; a `Layout` converts to PyTorch's at the state dict and back.
  */
-import { DTypeError, StateDictError } from '../errors.js';
+import { isFloat } from '../dtype.js';
+import { DeviceError, DisposedError, DTypeError, StateDictError } from '../errors.js';
 import { permute } from '../ops/index.js';
 import { keep, noGrad, scope } from '../scope.js';
 import { format, sameShape, type Shape } from '../shape.js';
@@ -107,15 +108,19 @@ export abstract class Module {
     if (misshapen.length || (strict && (missing.length || unexpected.length))) {
       throw new StateDictError(describe({ missing, unexpected, misshapen }), { missing, unexpected, misshapen });
     }
+    const found = [...entries].filter(([name]) => name in state);
+    for (const [name, { tensor }] of found) {
+      const { dtype, device, isDisposed } = state[name];
+      if (isDisposed) throw new DisposedError(`loadStateDict: ${name} was disposed.`);
+      if (!isFloat(dtype)) throw new DTypeError(`loadStateDict: ${name} is ${dtype}, expected a float dtype.`);
+      if (device !== tensor.device) {
+        throw new DeviceError(`loadStateDict: ${name} is on ${device}, the model on ${tensor.device}.`);
+      }
+    }
     noGrad(() => {
-      for (const [name, { tensor, layout }] of entries) {
-        const given = state[name];
-        if (!given) continue;
-        if (given.dtype === 'i64' || given.dtype === 'i32' || given.dtype === 'u8') {
-          throw new DTypeError(`loadStateDict: ${name} is ${given.dtype}, expected a float dtype.`);
-        }
+      for (const [name, { tensor, layout }] of found) {
         scope(() => {
-          tensor.copyFrom(layout ? permute(given, layout.fromState) : given);
+          tensor.copyFrom(layout ? permute(state[name], layout.fromState) : state[name]);
         });
       }
     });
@@ -135,16 +140,16 @@ export abstract class Module {
 
   /** Gives all parameters, buffers and gradients back. */
   dispose(): void {
-    for (const [, { tensor }] of this.walk()) {
+    for (const { tensor } of this.entries.values()) {
       tensor.grad?.dispose();
       tensor.dispose();
     }
+    for (const child of this.children.values()) child.dispose();
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
-
 
   private *walk(prefix = ''): IterableIterator<[string, Entry]> {
     for (const [name, entry] of this.entries) yield [prefix + name, entry];
