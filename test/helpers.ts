@@ -1,10 +1,14 @@
 /**
- * What the tests share: a reader for fixtures that does not use the package under test, error measures, and layout
- * permutes between PyTorch's NCHW and the package's NHWC.
+ * What the tests share: a reader for fixtures that does not use the package under test, error measures, layout permutes
+ * between PyTorch's NCHW and the package's NHWC, and the devices everything runs on.
  */
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import type { Test } from 'tap';
+import { cpuVariants, type DeviceName, defaultDevice, memory, setDefaultDevice } from '../lib/device.js';
+import { DiffitError } from '../lib/errors.js';
+import { scope } from '../lib/scope.js';
+import { type Tensor, tensor } from '../lib/tensor.js';
 
 export type FixtureData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
 
@@ -142,4 +146,63 @@ export function nhwc<T extends FixtureData>(data: T, shape: readonly number[]): 
 /** [B, H, W, C] -> [B, C, H, W], and conv weights [O, kh, kw, I] -> [O, I, kh, kw]. `shape` is the shape of `data`. */
 export function nchw<T extends FixtureData>(data: T, shape: readonly number[]): { shape: number[]; data: T } {
   return permuted(data, shape, [0, 3, 1, 2]);
+}
+
+/** Runs `fn` as a subtest for every device of this machine, in order. The default device is put back afterwards. */
+export async function forEachDevice(t: Test, fn: (t: Test, device: DeviceName) => Promise<void>): Promise<void> {
+  const before = defaultDevice();
+  for (const device of cpuVariants()) {
+    await t.test(device, async (t) => {
+      try {
+        await fn(t, device);
+      } finally {
+        setDefaultDevice(before);
+      }
+    });
+  }
+}
+
+/** Runs `fn` in a scope and asserts that afterwards the device holds as many buffers as before. */
+export async function withoutLeaks(t: Test, device: DeviceName, fn: () => Promise<void>): Promise<void> {
+  const before = memory(device).liveBuffers;
+  await scope(fn);
+  t.equal(memory(device).liveBuffers - before, 0, 'no buffers left');
+}
+
+/** Asserts that `fn` throws, or rejects with, one of the package's errors: its class by name, and its message. */
+export async function assertFails(t: Test, fn: () => unknown, name: string, message: RegExp): Promise<void> {
+  try {
+    await fn();
+    t.fail(`${name} expected, nothing was thrown`, { message: String(message) });
+  } catch (error) {
+    const actual = error as Error;
+    t.ok(actual instanceof DiffitError && actual.name === name && message.test(actual.message), `${name} ${message}`, {
+      found: actual.name,
+      message: actual.message,
+    });
+  }
+}
+
+/** `count` numbers spread evenly over [-scale, scale), the same for the same seed (a 32-bit LCG's high bits). */
+export function numbers(seed: number, count: number, scale = 1): Float32Array {
+  let state = (seed * 2654435761 + 12345) >>> 0;
+  return Float32Array.from({ length: count }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return ((state >>> 8) * 2 ** -23 - 1) * scale;
+  });
+}
+
+/** A fixture tensor on a device (default: the default one); i32 becomes i64, as ids and labels are here. */
+export function toTensor(
+  { data, shape }: FixtureTensor,
+  { device, requiresGrad }: { device?: DeviceName; requiresGrad?: boolean } = {},
+): Tensor {
+  if (data instanceof Float64Array) throw new Error('there is no f64 tensor');
+  const values = data instanceof Int32Array ? BigInt64Array.from(data, BigInt) : data;
+  return tensor(values, { shape, device, requiresGrad });
+}
+
+/** A group of fixture tensors on the default device: a state dict. */
+export function toTensors(group: Record<string, FixtureTensor>): Record<string, Tensor> {
+  return Object.fromEntries(Object.entries(group).map(([name, value]) => [name, toTensor(value)]));
 }
