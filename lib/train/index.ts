@@ -1,0 +1,16 @@
+/** Training runs: the loop, checkpoints, logs, recipes; model files; images from a trained model. */
+export {
+  type CheckpointState,
+  checkpointPath,
+  listCheckpoints,
+  type RunConfig,
+  readCheckpointState,
+} from './checkpoint.js';
+export { checkLabels, type GenerateOptions, generate, imageShape, toPixels } from './generate.js';
+export { readLog } from './log.js';
+export { type BatchSource, type RunOptions, type StepReport, Trainer, type TrainerOptions } from './loop.js';
+export { type LossPoint, lossCurveSvg } from './loss-curve.js';
+export { describeModel, loadModel, type ModelDescription, readModelDescription, saveModel } from './model-file.js';
+export { type EdmModel, edmObjective, type Objective, type StepKey, type TensorBatch } from './objective.js';
+export { planTraining, type Recipe, readRecipe, type TrainingPlan } from './recipe.js';
+export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';

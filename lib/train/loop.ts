@@ -1,0 +1,216 @@
+/**
+ * The training loop: batches in, optimizer steps and moving averages out, one scope per step. A step's loss is read while
+ * the next step is already enqueued, so the device never waits for JavaScript; at most two steps are in flight.
+ *
+ * A step depends on the weights, its batch, and random streams named by (seed, step) alone, so a run that was stopped
+ * and resumed repeats the uninterrupted one bit for bit.
+ */
+import type { Batch, LoaderState } from '../data/index.js';
+import { OptionError, TrainError } from '../errors.js';
+import type { Module } from '../nn/index.js';
+import { defaultGenerator } from '../ops/random.js';
+import { type Adam, clipGradNorm, Ema, type LrSchedule, squareSum } from '../optim/index.js';
+import { scope } from '../scope.js';
+import type { Tensor } from '../tensor.js';
+import { type Objective, type TensorBatch, uploadBatch } from './objective.js';
+
+/** A source of batches that can be stopped and continued; data.DataLoader is one. */
+export interface BatchSource extends AsyncIterable<Batch> {
+  /** The position after the batches handed out so far; plain JSON. */
+  state(): LoaderState;
+  restore(state: LoaderState): void;
+}
+
+/** Options of {@link Trainer}. */
+export interface TrainerOptions<M extends Module> {
+  /** The network being trained; put into training mode. */
+  model: M;
+  /** A second network of the same configuration: holds the moving average of the weights. */
+  average: M;
+  optimizer: Adam;
+  objective: Objective<M>;
+  loader: BatchSource;
+  /** Names all random numbers of the run. Default 0. */
+  seed?: number;
+  /** Learning rate by images seen before the step. Default: the optimizer's. */
+  lr?: LrSchedule;
+  /** Decay of the average, by images seen before the step and images of the step. Default: 0.9999. */
+  emaDecay?: (images: number, batch: number) => number;
+  /** Most images per forward pass; larger batches are accumulated over several. Default: the whole batch. */
+  microBatch?: number;
+  /** Largest L2 norm of all gradients. Default: no clipping. */
+  gradClip?: number;
+}
+
+/** One step as it is logged. */
+export interface StepReport {
+  /** From 1. */
+  step: number;
+  loss: number;
+  lr: number;
+  /** Seen by the end of the step. */
+  images: number;
+  imagesPerSecond: number;
+  /** Before clipping; only with gradClip. */
+  gradNorm?: number;
+}
+
+/** Options of {@link Trainer.run}. */
+export interface RunOptions {
+  /** Stops after the step being computed when aborted; run() then returns normally. */
+  signal?: AbortSignal;
+  /** Called once per step, in order, when its loss has arrived (the device is then one step further). */
+  onStep?: (report: StepReport) => void | Promise<void>;
+  /** Called with the number of the step between steps; when it returns true, `atRest` is called. */
+  restsAfter?: (step: number) => boolean;
+  /** Called when every step so far is done and reported: the moment to save or sample. */
+  atRest?: (step: number) => Promise<void>;
+}
+
+interface InFlight {
+  step: number;
+  lr: number;
+  images: number;
+  batch: number;
+  loss: Promise<number>;
+  gradNorm?: Promise<number>;
+}
+
+/** Streams per step, and how many the objective may use; the rest is the model's (dropout). */
+const streamsPerStep = 2 ** 16;
+const objectiveStreams = 16;
+
+export class Trainer<M extends Module> {
+  /** Steps done. */
+  step = 0;
+  /** Images seen. */
+  images = 0;
+  readonly model: M;
+  readonly average: M;
+  readonly optimizer: Adam;
+  readonly loader: BatchSource;
+  readonly seed: number;
+  private readonly ema: Ema;
+  private readonly options: TrainerOptions<M>;
+  private reportedAt = 0;
+
+  constructor(options: TrainerOptions<M>) {
+    const { model, average, optimizer, loader, seed = 0, microBatch, gradClip } = options;
+    if (microBatch !== undefined && !(Number.isInteger(microBatch) && microBatch >= 1)) {
+      throw new OptionError(`Trainer: microBatch is ${microBatch}, expected an integer of at least 1.`);
+    }
+    if (gradClip !== undefined && !(gradClip > 0)) {
+      throw new OptionError(`Trainer: gradClip is ${gradClip}, expected a number above 0.`);
+    }
+    this.options = options;
+    this.model = model.train();
+    this.average = average.eval();
+    this.optimizer = optimizer;
+    this.loader = loader;
+    this.seed = seed;
+    this.ema = new Ema(model.namedParameters(), average.namedParameters());
+    this.ema.reset();
+  }
+
+  /**
+   * Trains until `steps` steps are done in all. Throws TrainError naming the step when a loss is not finite; the weights
+   * are then spoilt.
+   */
+  async run(steps: number, { signal, onStep, restsAfter, atRest }: RunOptions = {}): Promise<void> {
+    const inFlight: InFlight[] = [];
+    const settle = async (atMost: number): Promise<void> => {
+      while (inFlight.length > atMost) await this.report(inFlight.shift() as InFlight, onStep);
+    };
+    const batches = this.loader[Symbol.asyncIterator]();
+    this.reportedAt = performance.now();
+    try {
+      while (this.step < steps && !signal?.aborted) {
+        const { value: batch, done } = await batches.next();
+        if (done) throw new TrainError(`The data ended after ${this.step} of ${steps} steps.`);
+        inFlight.push(this.enqueue(batch));
+        await settle(1);
+        if (atRest && restsAfter?.(this.step)) {
+          await settle(0);
+          await atRest(this.step);
+          this.reportedAt = performance.now();
+        }
+      }
+      await settle(0);
+    } finally {
+      await batches.return?.();
+      await Promise.allSettled(inFlight.map(({ loss }) => loss));
+    }
+  }
+
+  /** Throws TrainError when a weight is no longer finite, which the next step's loss would show too late. */
+  async checkWeights(): Promise<void> {
+    const sum = scope(() => squareSum(this.model.parameters()).item());
+    if (!Number.isFinite(await sum)) {
+      throw new TrainError(`The weights are no longer finite after step ${this.step}; training stopped.`);
+    }
+  }
+
+  /** One step, enqueued. */
+  private enqueue(batch: Batch): InFlight {
+    const { lr, emaDecay = () => 0.9999, gradClip } = this.options;
+    const step = this.step + 1;
+    const [count] = batch.shape;
+    const rate = lr?.(this.images) ?? this.optimizer.lr;
+    const reads = scope(() => {
+      const loss = this.gradients(uploadBatch(batch), (step + streamsPerStep) * streamsPerStep);
+      const clip = gradClip === undefined ? undefined : clipGradNorm(this.model.parameters(), gradClip);
+      this.optimizer.lr = rate;
+      this.optimizer.step({ scale: clip?.scale });
+      this.optimizer.zeroGrad();
+      this.ema.update(emaDecay(this.images, count));
+      return { loss: quiet(loss.item()), gradNorm: clip && quiet(clip.norm.item()) };
+    });
+    this.step = step;
+    this.images += count;
+    return { step, lr: rate, images: this.images, batch: count, ...reads };
+  }
+
+  /** Leaves the gradient of the batch's mean loss in the parameters, and returns that loss. */
+  private gradients(batch: TensorBatch, stream: number): Tensor {
+    const count = batch.images.shape[0];
+    const { objective, microBatch = count } = this.options;
+    const before = defaultGenerator.state();
+    defaultGenerator.restore({ seed: this.seed, stream: stream + objectiveStreams });
+    try {
+      let total: Tensor | undefined;
+      for (let first = 0; first < count; first += microBatch) {
+        const last = Math.min(first + microBatch, count);
+        const part: TensorBatch = {
+          images: batch.images.slice(0, first, last),
+          labels: batch.labels?.slice(0, first, last),
+        };
+        const mean = objective(this.model, part, { seed: this.seed, stream, firstSample: first });
+        const share = last - first === count ? mean : mean.mul((last - first) / count);
+        share.backward();
+        total = total ? total.add(share.detach()) : share.detach();
+      }
+      return total as Tensor;
+    } finally {
+      defaultGenerator.restore(before);
+    }
+  }
+
+  private async report({ step, lr, images, batch, ...reads }: InFlight, onStep: RunOptions['onStep']): Promise<void> {
+    const [loss, gradNorm] = await Promise.all([reads.loss, reads.gradNorm]);
+    if (!Number.isFinite(loss)) {
+      throw new TrainError(
+        `The loss is ${loss} at step ${step} (learning rate ${lr.toPrecision(3)}); training stopped.`,
+      );
+    }
+    const now = performance.now();
+    const imagesPerSecond = Number(((1000 * batch) / (now - this.reportedAt)).toFixed(2));
+    this.reportedAt = now;
+    await onStep?.({ step, loss, lr, images, imagesPerSecond, ...(gradNorm === undefined ? {} : { gradNorm }) });
+  }
+}
+
+/** A rejection of this promise is seen where it is awaited, later; until then it is not "unhandled". */
+function quiet<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => undefined);
+  return promise;
+}

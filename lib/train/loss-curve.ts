@@ -1,0 +1,106 @@
+/** The loss of a run as a picture: an SVG with the loss per step, a smoothed curve over it, and a logarithmic axis. */
+
+/** A point of the curve. */
+export interface LossPoint {
+  step: number;
+  loss: number;
+}
+
+const size = { width: 720, height: 400 };
+const margin = { top: 40, right: 24, bottom: 48, left: 64 };
+/** Most points drawn per curve; longer runs are averaged in equal stretches of steps. */
+const resolution = 600;
+
+/** An SVG document. `smoothing` is the number of steps the moving average looks back, default 1/30 of the run. */
+export function lossCurveSvg(points: readonly LossPoint[], { title = 'Training loss', smoothing = 0 } = {}): string {
+  const drawn = points.filter(({ loss }) => Number.isFinite(loss) && loss > 0);
+  const body = drawn.length > 0 ? curves(drawn, smoothing || Math.max(1, drawn.length / 30)) : '';
+  return [
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${size.width} ${size.height}" font-family="sans-serif" font-size="12">`,
+    `<rect width="${size.width}" height="${size.height}" fill="#fff"/>`,
+    text(size.width / 2, 24, title, 'text-anchor="middle" font-size="15"'),
+    body,
+    text(size.width / 2, size.height - 10, 'step', 'text-anchor="middle"'),
+    '</svg>',
+    '',
+  ].join('\n');
+}
+
+function curves(points: readonly LossPoint[], window: number): string {
+  const smooth = thin(movingAverage(points, window));
+  const raw = thin(points);
+  const low = Math.log10(Math.min(...raw.map(({ loss }) => loss)));
+  const high = Math.log10(Math.max(...raw.map(({ loss }) => loss)));
+  const spread = Math.max(high - low, 1e-6);
+  const [first, last] = [points[0].step, points[points.length - 1].step];
+  const x = (step: number): number =>
+    margin.left + ((step - first) / Math.max(last - first, 1)) * (size.width - margin.left - margin.right);
+  const y = (loss: number): number =>
+    margin.top + ((high - Math.log10(loss)) / spread) * (size.height - margin.top - margin.bottom);
+  const line = (list: readonly LossPoint[], style: string): string =>
+    `<polyline fill="none" ${style} points="${list.map(({ step, loss }) => `${round(x(step))},${round(y(loss))}`).join(' ')}"/>`;
+  const lossTicks = logTicks(10 ** low, 10 ** high).map((loss) => {
+    const grid = `<path d="M${margin.left} ${round(y(loss))}H${size.width - margin.right}" stroke="#ddd"/>`;
+    return grid + text(margin.left - 8, y(loss) + 4, String(loss), 'text-anchor="end"');
+  });
+  const stepTicks = linearTicks(first, last).map((step) =>
+    text(x(step), size.height - margin.bottom + 18, step.toLocaleString('en-US'), 'text-anchor="middle"'),
+  );
+  return [
+    ...lossTicks,
+    ...stepTicks,
+    line(raw, 'stroke="#b9cdf0" stroke-width="1"'),
+    line(smooth, 'stroke="#1f5fd0" stroke-width="2"'),
+  ].join('\n');
+}
+
+/** Exponential moving average with bias correction, so that the first points count fully. */
+function movingAverage(points: readonly LossPoint[], window: number): LossPoint[] {
+  const decay = 1 - 1 / Math.max(window, 1);
+  let [sum, weight] = [0, 0];
+  return points.map(({ step, loss }) => {
+    sum = decay * sum + (1 - decay) * loss;
+    weight = decay * weight + (1 - decay);
+    return { step, loss: sum / weight };
+  });
+}
+
+/** At most `resolution` points, each the mean of a stretch. */
+function thin(points: readonly LossPoint[]): LossPoint[] {
+  const stretch = Math.ceil(points.length / resolution);
+  return Array.from({ length: Math.ceil(points.length / stretch) }, (_, i) => {
+    const part = points.slice(i * stretch, (i + 1) * stretch);
+    return { step: part[part.length - 1].step, loss: part.reduce((sum, { loss }) => sum + loss, 0) / part.length };
+  });
+}
+
+/** 1, 2 and 5 times powers of ten within [low, high]; the ends when that gives fewer than two. */
+function logTicks(low: number, high: number): number[] {
+  const ticks: number[] = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
+    for (const digit of [1, 2, 5]) {
+      const tick = Number(`${digit}e${power}`);
+      if (tick >= low && tick <= high) ticks.push(tick);
+    }
+  }
+  return ticks.length >= 2 ? ticks : [Number(low.toPrecision(3)), Number(high.toPrecision(3))];
+}
+
+/** About six round numbers within [low, high]. */
+function linearTicks(low: number, high: number): number[] {
+  const rough = Math.max((high - low) / 6, 1);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);
+  const ticks: number[] = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step) ticks.push(tick);
+  return ticks;
+}
+
+function text(x: number, y: number, content: string, attributes: string): string {
+  const escaped = content.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+  return `<text x="${round(x)}" y="${round(y)}" ${attributes}>${escaped}</text>`;
+}
+
+function round(value: number): number {
+  return Math.round(value * 10) / 10;
+}

@@ -1,0 +1,52 @@
+/** What a training step minimises: a function from model, batch and random key to a scalar loss. */
+import type { Batch } from '../data/index.js';
+import { type EdmNetwork, edmLoss } from '../diffusion/index.js';
+import type { Module } from '../nn/index.js';
+import { affine, cast } from '../ops/elementwise.js';
+import { permute } from '../ops/index.js';
+import { randn } from '../ops/random.js';
+import { scope } from '../scope.js';
+import { type Tensor, tensor } from '../tensor.js';
+
+/** A batch on the device: images [B, C, H, W] in [-1, 1], and labels i64 [B] where the data has them. */
+export interface TensorBatch {
+  images: Tensor;
+  labels?: Tensor;
+}
+
+/** Uploads a batch; its bytes 0..255 become x / 127.5 - 1. */
+export function uploadBatch({ images, shape, labels }: Batch): TensorBatch {
+  return scope(() => {
+    const pixels = permute(cast(tensor(images, { shape }), 'f32'), [0, 3, 1, 2]);
+    return { images: affine(pixels, 1 / 127.5, -1), labels: labels && tensor(labels) };
+  });
+}
+
+/** The random numbers of one step: streams `stream` to `stream + 15` of `seed`; image i of the step is sample i. */
+export interface StepKey {
+  seed: number;
+  stream: number;
+  /** Position in the step of the batch's first image: not 0 in the later parts of an accumulated step. */
+  firstSample: number;
+}
+
+/** The loss of a batch, mean over its images: a scalar to call backward() on. */
+export type Objective<M> = (model: M, batch: TensorBatch, key: StepKey) => Tensor;
+
+/** A network that EDM can train: labels are passed on when it has classes. */
+export interface EdmModel extends Module, EdmNetwork {
+  readonly config: { readonly numClasses: number };
+}
+
+/** EDM's denoising loss (Karras et al. 2022, Table 1). Defaults: pMean -1.2, pStd 1.2, sigmaData 0.5. */
+export function edmObjective(options: { pMean?: number; pStd?: number; sigmaData?: number } = {}): Objective<EdmModel> {
+  return (model, { images, labels }, { seed, stream, firstSample }) => {
+    const { device } = images;
+    return edmLoss(model, images, {
+      ...options,
+      rndNormal: randn([images.shape[0]], { seed, stream, firstSample, device }),
+      noise: randn(images.shape, { seed, stream: stream + 1, firstSample, device }),
+      labels: model.config.numClasses > 0 ? labels : undefined,
+    }).loss;
+  };
+}

@@ -1,0 +1,223 @@
+/**
+ * A training run in a folder:
+ *
+ *     DIR/log.jsonl                        one JSON object per step
+ *     DIR/checkpoint-0001000.safetensors   the newest two
+ *     DIR/samples/0001000.png              images of the averaged weights
+ *     DIR/model.safetensors, DIR/loss.svg  at the end: the averaged weights, and the loss curve
+ */
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DataLoader, type Dataset, openDataset } from '../data/index.js';
+import { DataError, OptionError, TrainError } from '../errors.js';
+import { toFileError } from '../io/files.js';
+import { imageGrid, saveImage } from '../io/index.js';
+import { ImageDiffiT } from '../models/index.js';
+import { defaultGenerator } from '../ops/random.js';
+import { Adam, edmEmaDecay, type LrSchedule, rampLr } from '../optim/index.js';
+import {
+  checkpointPath,
+  listCheckpoints,
+  pruneCheckpoints,
+  type RunConfig,
+  restoreCheckpoint,
+  saveCheckpoint,
+} from './checkpoint.js';
+import { generate, imageShape } from './generate.js';
+import { readLog, TrainLog } from './log.js';
+import { type StepReport, Trainer } from './loop.js';
+import { lossCurveSvg } from './loss-curve.js';
+import { describeModel, saveModel } from './model-file.js';
+import { edmObjective } from './objective.js';
+import type { TrainingPlan } from './recipe.js';
+
+/** Options of {@link TrainingRun.open}. */
+export interface TrainingRunOptions {
+  plan: TrainingPlan;
+  /** Folder of the run; made if there is none. */
+  out: string;
+  /** Names all random numbers of the run: initial weights, order of the data, noise. Default 0. */
+  seed?: number;
+  /** Go on from the folder's newest checkpoint. Default false: the folder must not hold a run. */
+  resume?: boolean;
+  /** Steps between checkpoints. Default 1000; one is also written at the end and when a signal stops the run. */
+  checkpointEvery?: number;
+  /** Steps between sample grids; 0 for none. Default 0. */
+  sampleEvery?: number;
+  /** Learning rate by images seen; default the plan's linear ramp. */
+  lr?: LrSchedule;
+}
+
+/** What {@link TrainingRun.train} reports while it works. */
+export interface TrainCallbacks {
+  /** Stops after the step being computed and writes a checkpoint. */
+  signal?: AbortSignal;
+  onStep?: (report: StepReport) => void;
+  /** A checkpoint, a sample grid or the model was written. */
+  onFile?: (path: string) => void;
+}
+
+/** Newest checkpoints that are kept. */
+const keptCheckpoints = 2;
+/** Images per class, and of an unconditional model, in sample grids. */
+const sampleColumns = 4;
+const sampleCount = 16;
+
+export class TrainingRun {
+  private constructor(
+    readonly trainer: Trainer<ImageDiffiT>,
+    /** The network whose weights are the moving average. */
+    readonly average: ImageDiffiT,
+    readonly dataset: Dataset,
+    private readonly log: TrainLog,
+    private readonly options: TrainingRunOptions,
+    private readonly config: RunConfig,
+  ) {}
+
+  /**
+   * Opens the data, makes the model, and loads the newest checkpoint when resuming. Throws OptionError, DataError,
+   * FileError, TrainError (there is a run already, or none to resume, or its settings differ).
+   */
+  static async open(options: TrainingRunOptions): Promise<TrainingRun> {
+    const { plan, out, seed = 0, resume = false } = options;
+    const { training, data } = plan;
+    if (data === undefined) throw new OptionError('There is no data to train on: name a data set.');
+    const [newest] = (await listCheckpoints(out)).slice(-1);
+    if (resume && !newest) throw new TrainError(`${out} holds no checkpoint to resume from.`);
+    if (!resume && newest)
+      throw new TrainError(`${out} already holds a run (${newest}): resume it, or choose another folder.`);
+    const [model, average] = makeModels(plan, seed);
+    const dataset = await openDataset(data, {
+      size: model.config.imgResolution,
+      channels: model.config.inChannels as 1 | 3,
+    });
+    checkDataset(dataset, model, data);
+    const loader = new DataLoader(dataset, { batchSize: training.batch, seed, flip: training.flip ? 0.5 : 0 });
+    const trainer = new Trainer({
+      model,
+      average,
+      loader,
+      seed,
+      optimizer: new Adam(model.namedParameters(), { lr: training.lr, finiteOnly: true }),
+      objective: edmObjective(),
+      lr: options.lr ?? rampLr(training.lr, training.lrRampImages),
+      emaDecay: (images, batch) =>
+        edmEmaDecay(images, batch, {
+          halfLifeImages: training.emaHalfLifeImages,
+          rampUp: training.emaRampUp ?? null,
+        }),
+      microBatch: training.microBatch,
+      gradClip: training.gradClip,
+    });
+    const config = { model: describeModel(model, plan), training, data: { images: dataset.length } };
+    if (newest) await restoreCheckpoint(newest, trainer, config);
+    await makeFolder(out);
+    const log = await TrainLog.open(join(out, 'log.jsonl'), trainer.step);
+    return new TrainingRun(trainer, average, dataset, log, options, config);
+  }
+
+  /** Trains until `steps` steps are done in all; false when the signal stopped it. Throws TrainError on a loss that is not finite. */
+  async train(steps: number, callbacks: TrainCallbacks = {}): Promise<boolean> {
+    const { trainer } = this;
+    const { checkpointEvery = 1000, sampleEvery = 0 } = this.options;
+    const due = (step: number, every: number): boolean => every > 0 && step % every === 0;
+    await trainer.run(steps, {
+      signal: callbacks.signal,
+      onStep: async (report) => {
+        await this.log.write(report);
+        callbacks.onStep?.(report);
+      },
+      restsAfter: (step) => due(step, checkpointEvery) || due(step, sampleEvery),
+      atRest: async (step) => {
+        if (due(step, checkpointEvery)) await this.checkpoint(callbacks);
+        if (due(step, sampleEvery)) await this.samples(callbacks);
+      },
+    });
+    await this.checkpoint(callbacks);
+    return trainer.step >= steps;
+  }
+
+  /** Writes the averaged weights and the loss curve, and returns their paths. */
+  async finish(): Promise<{ model: string; lossCurve: string }> {
+    const model = join(this.options.out, 'model.safetensors');
+    await saveModel(model, this.average, { description: describeModel(this.average, this.options.plan) });
+    const lossCurve = join(this.options.out, 'loss.svg');
+    const svg = lossCurveSvg(await readLog(join(this.options.out, 'log.jsonl')));
+    await writeFile(lossCurve, svg).catch((error) => {
+      throw toFileError(error, lossCurve, 'written');
+    });
+    return { model, lossCurve };
+  }
+
+  /** Frees everything but the model that was averaged. */
+  async close(): Promise<void> {
+    await this.log.close();
+    this.dataset.close?.();
+    this.trainer.optimizer.dispose();
+    this.trainer.model.dispose();
+    this.average.dispose();
+  }
+
+  private async checkpoint({ onFile }: TrainCallbacks): Promise<void> {
+    const path = checkpointPath(this.options.out, this.trainer.step);
+    const [newest] = (await listCheckpoints(this.options.out)).slice(-1);
+    if (newest === path) return;
+    await saveCheckpoint(path, this.trainer, this.config);
+    await pruneCheckpoints(this.options.out, keptCheckpoints);
+    onFile?.(path);
+  }
+
+  /** A grid of the averaged model's images; the same noise every time, so that one sees them become clear. */
+  private async samples({ signal, onFile }: TrainCallbacks): Promise<void> {
+    const { average } = this;
+    const { numClasses } = average.config;
+    const rows = Math.min(numClasses, 10);
+    const count = rows > 0 ? rows * sampleColumns : sampleCount;
+    const labels = rows > 0 ? Array.from({ length: count }, (_, i) => Math.floor(i / sampleColumns)) : undefined;
+    const [height, width, channels] = imageShape(average);
+    const pixels = new Uint8Array(count * height * width * channels);
+    let filled = 0;
+    try {
+      for await (const part of generate(average, { count, labels, steps: this.options.plan.sampler.steps, signal })) {
+        pixels.set(part, filled);
+        filled += part.length;
+      }
+    } catch (error) {
+      if (signal?.aborted) return;
+      throw error;
+    }
+    const folder = join(this.options.out, 'samples');
+    await makeFolder(folder);
+    const path = join(folder, `${String(this.trainer.step).padStart(7, '0')}.png`);
+    await saveImage(path, imageGrid(pixels, [count, height, width, channels], { columns: sampleColumns }));
+    onFile?.(path);
+  }
+}
+
+async function makeFolder(path: string): Promise<void> {
+  await mkdir(path, { recursive: true }).catch((error) => {
+    throw toFileError(error, path, 'written');
+  });
+}
+
+/** The network and its average, with initial weights that depend on the seed alone. */
+function makeModels({ model }: TrainingPlan, seed: number): [ImageDiffiT, ImageDiffiT] {
+  const before = defaultGenerator.state();
+  defaultGenerator.restore({ seed, stream: 0 });
+  try {
+    return [new ImageDiffiT(model), new ImageDiffiT(model)];
+  } finally {
+    defaultGenerator.restore(before);
+  }
+}
+
+function checkDataset(dataset: Dataset, model: ImageDiffiT, data: string): void {
+  const { numClasses } = model.config;
+  const [given, expected] = [dataset.imageShape.join(' x '), imageShape(model).join(' x ')];
+  if (given !== expected) throw new DataError(`${data} has images of ${given}, this model makes ${expected}.`);
+  if (numClasses === 0) return;
+  if (dataset.numClasses === 0) throw new DataError(`${data} has no labels, and this model has ${numClasses} classes.`);
+  if (dataset.numClasses > numClasses) {
+    throw new DataError(`${data} has ${dataset.numClasses} classes, this model ${numClasses}.`);
+  }
+}

@@ -1,0 +1,173 @@
+/** The training loop and its checkpoints: exact resumption, accumulation, bad losses, stopping, flat memory. */
+import { join } from 'node:path';
+import t from 'tap';
+import { memory, synchronize } from '../../lib/device.js';
+import { OptionError, TrainError } from '../../lib/errors.js';
+import { defaultGenerator } from '../../lib/ops/random.js';
+import { full } from '../../lib/tensor.js';
+import { restoreCheckpoint, saveCheckpoint } from '../../lib/train/checkpoint.js';
+import { edmObjective, type StepReport } from '../../lib/train/index.js';
+import { assertClose } from '../helpers.js';
+import { bits, CountingSource, temporaryFolder, tinyTrainer } from './fixtures.js';
+
+const collect = () => {
+  const reports: StepReport[] = [];
+  return { reports, onStep: (report: StepReport) => void reports.push(report) };
+};
+const losses = (reports: StepReport[]): number[] => reports.map(({ loss }) => loss);
+
+t.test('3 steps, a checkpoint, a new trainer and 3 steps equal 6 steps, bit for bit', async (t) => {
+  const path = join(temporaryFolder(t), 'checkpoint.safetensors');
+  const options = { gradClip: 0.5, microBatch: 3 };
+  const whole = tinyTrainer(options);
+  const log = collect();
+  await whole.run(6, log);
+  t.same(
+    log.reports.map(({ step, images }) => [step, images]),
+    [1, 2, 3, 4, 5, 6].map((step) => [step, 4 * step]),
+  );
+  t.ok(log.reports.every(({ gradNorm, imagesPerSecond }) => (gradNorm as number) > 0 && imagesPerSecond > 0));
+
+  const first = tinyTrainer(options);
+  const half = collect();
+  await first.run(3, half);
+  await saveCheckpoint(path, first, { some: 'config' });
+  const second = tinyTrainer({ ...options, modelSeed: 9 });
+  const state = await restoreCheckpoint(path, second, { some: 'config' });
+  t.match(state, { step: 3, images: 12, seed: 5, loader: { epoch: 0, cursor: 3 } });
+  await second.run(6, half);
+  t.same(losses(half.reports), losses(log.reports));
+  t.same(await bits(second.model), await bits(whole.model));
+  t.same(await bits(second.average), await bits(whole.average));
+  t.notSame(await bits(second.average), await bits(second.model));
+});
+
+t.test('accumulating over parts of a batch gives the loss and the step of the whole batch', async (t) => {
+  const run = async (microBatch?: number) => {
+    const { reports, onStep } = collect();
+    const trainer = tinyTrainer({ microBatch, gradClip: 1 });
+    trainer.model.eval(); // without dropout, whose numbers go by the position in the forward pass
+    await trainer.run(3, { onStep });
+    return reports;
+  };
+  const [whole, parts] = [await run(), await run(3)];
+  assertClose(t, losses(parts), losses(whole), 1e-5, 'losses');
+  const norms = (reports: StepReport[]): number[] => reports.map(({ gradNorm }) => gradNorm as number);
+  assertClose(t, norms(parts), norms(whole), 1e-4, 'gradient norms');
+});
+
+t.test('the schedule and the average go by images seen before the step', async (t) => {
+  const seen: number[] = [];
+  const { reports, onStep } = collect();
+  const trainer = tinyTrainer({
+    lr: (images) => images / 1000,
+    emaDecay: (images, batch) => {
+      seen.push(images, batch);
+      return 0;
+    },
+  });
+  await trainer.run(3, { onStep });
+  t.same(
+    reports.map(({ lr }) => lr),
+    [0, 0.004, 0.008],
+  );
+  t.same(seen, [0, 4, 4, 4, 8, 4]);
+  t.same(await bits(trainer.average), await bits(trainer.model), 'a decay of 0 copies the weights');
+});
+
+t.test('a loss that is not finite stops the run and names the step', async (t) => {
+  const edm = edmObjective();
+  const objective: typeof edm = (model, batch, key) => {
+    const loss = edm(model, batch, key);
+    return trainer.step === 2 ? loss.mul(Number.NaN) : loss;
+  };
+  const trainer = tinyTrainer({ objective });
+  const { reports, onStep } = collect();
+  await t.rejects(
+    trainer.run(6, { onStep }),
+    new TrainError('The loss is NaN at step 3 (learning rate 0.00100); training stopped.'),
+  );
+  t.same(
+    reports.map(({ step }) => step),
+    [1, 2],
+  );
+});
+
+t.test('weights that are not finite are not saved', async (t) => {
+  const path = join(temporaryFolder(t), 'checkpoint.safetensors');
+  const trainer = tinyTrainer();
+  const [weight] = trainer.model.parameters();
+  weight.copyFrom(full(weight.shape, Number.POSITIVE_INFINITY));
+  await t.rejects(saveCheckpoint(path, trainer, {}), { name: 'TrainError', message: /no longer finite after step 0/ });
+});
+
+t.test('the loss of a step is awaited while the next one is enqueued, and no later', async (t) => {
+  const events: string[] = [];
+  class Watched extends CountingSource {
+    override async *[Symbol.asyncIterator]() {
+      for await (const batch of { [Symbol.asyncIterator]: () => super[Symbol.asyncIterator]() }) {
+        events.push(`batch ${this.position}`);
+        yield batch;
+      }
+    }
+  }
+  await tinyTrainer({ loader: new Watched() }).run(3, { onStep: ({ step }) => void events.push(`loss ${step}`) });
+  t.same(events, ['batch 1', 'batch 2', 'loss 1', 'batch 3', 'loss 2', 'loss 3']);
+});
+
+t.test('atRest runs when all steps so far are reported', async (t) => {
+  const events: string[] = [];
+  await tinyTrainer().run(4, {
+    onStep: ({ step }) => void events.push(`loss ${step}`),
+    restsAfter: (step) => step === 2,
+    atRest: async (step) => void events.push(`rest ${step}`),
+  });
+  t.same(events, ['loss 1', 'loss 2', 'rest 2', 'loss 3', 'loss 4']);
+});
+
+t.test('an aborted signal ends the run after the step being computed', async (t) => {
+  const controller = new AbortController();
+  const { reports, onStep } = collect();
+  const trainer = tinyTrainer();
+  await trainer.run(50, {
+    signal: controller.signal,
+    onStep: (report) => {
+      onStep(report);
+      if (report.step === 2) controller.abort();
+    },
+  });
+  t.equal(trainer.step, 3);
+  t.equal(reports.length, 3, 'every step is reported');
+});
+
+t.test('a data source that fails or ends fails the run', async (t) => {
+  class Broken extends CountingSource {
+    // biome-ignore lint/correctness/useYield: it fails before
+    override async *[Symbol.asyncIterator](): ReturnType<CountingSource[typeof Symbol.asyncIterator]> {
+      throw new Error('disk gone');
+    }
+  }
+  await t.rejects(tinyTrainer({ loader: new Broken() }).run(6), { message: 'disk gone' });
+  await t.rejects(tinyTrainer({ loader: new CountingSource(4, 2) }).run(6), {
+    name: 'TrainError',
+    message: 'The data ended after 2 of 6 steps.',
+  });
+});
+
+t.test('memory stays flat and the default generator is left alone', async (t) => {
+  const trainer = tinyTrainer({ microBatch: 2, gradClip: 1 });
+  const before = defaultGenerator.state();
+  await trainer.run(3);
+  await synchronize();
+  const { liveBuffers, liveBytes } = memory();
+  await trainer.run(8);
+  await synchronize();
+  t.equal(memory().liveBuffers, liveBuffers);
+  t.equal(memory().liveBytes, liveBytes);
+  t.same(defaultGenerator.state(), before);
+});
+
+t.test('bad options', async (t) => {
+  t.throws(() => tinyTrainer({ microBatch: 0 }), OptionError);
+  t.throws(() => tinyTrainer({ gradClip: -1 }), OptionError);
+});
