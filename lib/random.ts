@@ -23,21 +23,29 @@ function mulHigh(a: number, b: number): number {
 
 /** Philox 4x32-10: four 32-bit words that depend on the counter (4 words) and the key (2 words) alone. */
 export function philox4x32(counter: ArrayLike<number>, key: ArrayLike<number>): Uint32Array {
-  let [c0, c1, c2, c3] = [counter[0] >>> 0, counter[1] >>> 0, counter[2] >>> 0, counter[3] >>> 0];
-  let [k0, k1] = [key[0] >>> 0, key[1] >>> 0];
+  const words = new Uint32Array(4);
+  philoxInto(words, counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
+  return words;
+}
+
+function philoxInto(out: Uint32Array, c0: number, c1: number, c2: number, c3: number, k0: number, k1: number): void {
+  let [a, b, c, d, x, y] = [c0 | 0, c1 | 0, c2 | 0, c3 | 0, k0 | 0, k1 | 0];
   for (let round = 0; round < 10; round++) {
-    const high0 = mulHigh(M0, c0);
-    const low0 = Math.imul(M0, c0);
-    const high1 = mulHigh(M1, c2);
-    const low1 = Math.imul(M1, c2);
-    c0 = (high1 ^ c1 ^ k0) >>> 0;
-    c1 = low1 >>> 0;
-    c2 = (high0 ^ c3 ^ k1) >>> 0;
-    c3 = low0 >>> 0;
-    k0 = (k0 + W0) >>> 0;
-    k1 = (k1 + W1) >>> 0;
+    const high0 = mulHigh(M0, a);
+    const high1 = mulHigh(M1, c);
+    const low0 = Math.imul(M0, a);
+    const low1 = Math.imul(M1, c);
+    a = high1 ^ b ^ x;
+    b = low1;
+    c = high0 ^ d ^ y;
+    d = low0;
+    x = (x + W0) | 0;
+    y = (y + W1) | 0;
   }
-  return Uint32Array.of(c0, c1, c2, c3);
+  out[0] = a;
+  out[1] = b;
+  out[2] = c;
+  out[3] = d;
 }
 
 /** Low and high 32-bit words of a safe integer, two's complement; throws OptionError on anything else. */
@@ -67,7 +75,7 @@ export class HostRandom {
   private position = 0;
   private spare?: number;
   private block = -1;
-  private words: Uint32Array = new Uint32Array(4);
+  private readonly words = new Uint32Array(4);
 
   /** @param stream Number of an independent sequence under the same seed. Default 0. */
   constructor(seed: number, stream = 0) {
@@ -79,7 +87,7 @@ export class HostRandom {
   uint32(): number {
     const block = Math.floor(this.position / 4);
     if (block !== this.block) {
-      this.words = philox4x32([block, HOST_LANE, ...this.stream], this.key);
+      philoxInto(this.words, block, HOST_LANE, this.stream[0], this.stream[1], this.key[0], this.key[1]);
       this.block = block;
     }
     return this.words[this.position++ % 4];
@@ -103,15 +111,15 @@ export class HostRandom {
     return radius * Math.cos(angle);
   }
 
-  /** Uniform in 0 .. n - 1, exactly (by rejection); 1 <= n <= 2^32. */
+  /** Uniform in 0 .. n - 1, exactly; 1 <= n < 2^32. (Lemire, "Fast random integer generation in an interval", 2019.) */
   integer(n: number): number {
-    if (!Number.isInteger(n) || n < 1 || n > 2 ** 32) {
-      throw new OptionError(`integer(n) needs an integer n in 1 .. 2^32, got ${n}.`);
+    if (!Number.isInteger(n) || n < 1 || n >= 2 ** 32) {
+      throw new OptionError(`integer(n) needs an integer n in 1 .. 2^32 - 1, got ${n}.`);
     }
-    const limit = 2 ** 32 - (2 ** 32 % n);
     for (;;) {
       const word = this.uint32();
-      if (word < limit) return word % n;
+      const low = Math.imul(word, n) >>> 0;
+      if (low >= n || low >= (2 ** 32 - n) % n) return mulHigh(word, n);
     }
   }
 
@@ -120,7 +128,8 @@ export class HostRandom {
     if (!Number.isInteger(n) || n < 0 || n >= 2 ** 32) {
       throw new OptionError(`permutation(n) needs an integer n in 0 .. 2^32 - 1, got ${n}.`);
     }
-    const order = Uint32Array.from({ length: n }, (_, i) => i);
+    const order = new Uint32Array(n);
+    for (let i = 0; i < n; i++) order[i] = i;
     for (let i = n - 1; i > 0; i--) {
       const j = this.integer(i + 1);
       [order[i], order[j]] = [order[j], order[i]];

@@ -55,7 +55,10 @@ t.test('integer is uniform and permutation is one', async (t) => {
   const chiSquare = counts.reduce((sum, count) => sum + (count - 10_000) ** 2 / 10_000, 0);
   t.ok(chiSquare < 30, `chi-square ${chiSquare.toFixed(1)} with 6 degrees of freedom`);
   t.equal(random.integer(1), 0);
-  for (const n of [0, -1, 1.5, 2 ** 32 + 1, Number.NaN]) t.throws(() => random.integer(n), OptionError);
+  const third = 2 ** 31 + 2 ** 30; // a quarter of all words is rejected here
+  const low = Array.from({ length: 8000 }, () => random.integer(third)).filter((value) => value < third / 2).length;
+  t.ok(Math.abs(low - 4000) < 6 * Math.sqrt(2000), `${low} of 8000 in the lower half`);
+  for (const n of [0, -1, 1.5, 2 ** 32, Number.NaN]) t.throws(() => random.integer(n), OptionError);
 
   const order = random.permutation(1000);
   t.same(
