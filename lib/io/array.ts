@@ -22,7 +22,7 @@ export function hostItemSize(dtype: HostDType): number {
 
 /** The elements: a view of the bytes where they are aligned, else a copy; f16 is widened to Float32Array. */
 export function hostValues({ dtype, bytes }: HostArray): HostValues {
-  const aligned = bytes.byteOffset % sizes[dtype] === 0 ? bytes : bytes.slice();
+  const aligned = bytes.byteOffset % sizes[dtype] === 0 ? bytes : new Uint8Array(bytes);
   const of = [aligned.buffer, aligned.byteOffset, aligned.byteLength / sizes[dtype]] as const;
   switch (dtype) {
     case 'u8':

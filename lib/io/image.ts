@@ -47,7 +47,8 @@ export async function decodeImage(bytes: Uint8Array, label: string, options: Dec
     pipeline = pipeline.toColourspace(channels === 1 ? 'b-w' : 'srgb');
     const { data, info } = await pipeline.raw({ depth: 'uchar' }).toBuffer({ resolveWithObject: true });
     if (info.channels !== channels) throw new Error(`it decodes to ${info.channels} channels`);
-    return { data, width: info.width, height: info.height, channels };
+    const plain = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    return { data: plain, width: info.width, height: info.height, channels };
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message.trim().split('\n')[0] : String(cause);
     throw new FileFormatError(`${label} is not an intact image: ${reason}.`, { path: label, cause });

@@ -153,10 +153,14 @@ export function encodeNpyHeader({ dtype, shape, dataBytes }: NpyHeader): Uint8Ar
 export async function readNpy(path: string): Promise<HostArray> {
   return withFile(path, async (handle, size) => {
     const reader = new ByteReader(handle.createReadStream({ autoClose: false }), path);
-    const { dtype, shape, dataBytes } = await readNpyHeader(reader, size);
-    const bytes = await reader.read(dataBytes);
-    await reader.end();
-    return { dtype, shape, bytes };
+    try {
+      const { dtype, shape, dataBytes } = await readNpyHeader(reader, size);
+      const bytes = await reader.read(dataBytes);
+      await reader.end();
+      return { dtype, shape, bytes };
+    } finally {
+      await reader.close();
+    }
   });
 }
 

@@ -28,7 +28,7 @@ export class NpzFile {
 
   /** Names of the arrays (entries that end in .npy). */
   get names(): string[] {
-    return this.archive.entries.flatMap(({ name }) => (name.endsWith('.npy') ? [name.slice(0, -4)] : []));
+    return this.archive.names.filter((name) => name.endsWith('.npy')).map((name) => name.slice(0, -4));
   }
 
   /** Dtype and shape of one array. */
@@ -70,10 +70,9 @@ export class NpzFile {
   }
 
   private async openArray(name: string): Promise<{ reader: ByteReader; header: NpyHeader }> {
-    const entry = this.archive.entries.find((candidate) => candidate.name === `${name}.npy`);
     const reader = await this.archive.reader(`${name}.npy`);
     try {
-      return { reader, header: await readNpyHeader(reader, entry?.size ?? 0) };
+      return { reader, header: await readNpyHeader(reader, this.archive.size(`${name}.npy`)) };
     } catch (error) {
       await reader.close();
       throw error;

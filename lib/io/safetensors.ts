@@ -1,6 +1,6 @@
 /** Reading and writing safetensors files, one tensor at a time: memory beyond the tensors is that of the largest one. */
 import type { FileHandle } from 'node:fs/promises';
-import type { DeviceName } from '../device.js';
+import { type DeviceName, synchronize } from '../device.js';
 import { type DType, isFloat, itemSize } from '../dtype.js';
 import { noGrad } from '../scope.js';
 import type { Shape } from '../shape.js';
@@ -14,6 +14,9 @@ import {
   type SafetensorsHeader,
   tensorDType,
 } from './safetensors-format.js';
+
+/** Bytes that may wait for the device at a time: it keeps a copy of each until it gets there. */
+const aheadBytes = 64 << 20;
 
 export interface LoadSafetensorsOptions {
   /** Where the tensors go. Default: defaultDevice(). */
@@ -48,6 +51,7 @@ export async function loadSafetensors(
     const staging = new Uint8Array(selected.reduce((most, { bytes }) => Math.max(most, bytes), 0));
     const loaded: [string, Tensor][] = [];
     let loadedBytes = 0;
+    let waitingBytes = 0;
     try {
       for (const entry of selected) {
         signal?.throwIfAborted();
@@ -55,6 +59,11 @@ export async function loadSafetensors(
         await readFully(handle, raw, dataStart + entry.begin, path, signal);
         loaded.push([entry.name, makeTensor(raw, entry, options)]);
         loadedBytes += entry.bytes;
+        waitingBytes += entry.bytes;
+        if (waitingBytes >= aheadBytes) {
+          await synchronize(options.device);
+          waitingBytes = 0;
+        }
         onProgress?.({ name: entry.name, loadedBytes, totalBytes });
       }
     } catch (error) {

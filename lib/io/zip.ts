@@ -15,12 +15,6 @@ import { quote, toFileError, writeAtomically } from './files.js';
 /** Deflate cannot expand more than this (RFC 1951: 258 bytes from two bits). */
 const maxDeflateRatio = 1032;
 
-export interface ZipEntry {
-  name: string;
-  /** Bytes when unpacked, as declared; the stream delivers exactly these or fails. */
-  size: number;
-}
-
 /** An open archive. Several entries can be read at the same time. */
 export class ZipArchive {
   private constructor(
@@ -48,19 +42,24 @@ export class ZipArchive {
   }
 
   /** All entries but folders, in the order of the archive's directory. */
-  get entries(): ZipEntry[] {
-    return [...this.byName.values()].map((entry) => ({ name: entry.fileName, size: entry.uncompressedSize }));
+  get names(): string[] {
+    return [...this.byName.keys()];
+  }
+
+  /** Bytes of an entry when unpacked, as declared; its reader delivers exactly these or fails. 0 when there is none. */
+  size(name: string): number {
+    return this.byName.get(name)?.uncompressedSize ?? 0;
   }
 
   /** A reader of one entry's unpacked bytes; its end() also verifies the checksum. */
   async reader(name: string): Promise<ByteReader> {
     const label = `${this.path}: ${quote(name)}`;
-    const fail = (message: string) => new FileFormatError(`${label} ${message}`, { path: this.path });
     const entry = this.byName.get(name);
-    if (!entry) throw fail('is not in the archive.');
-    if (!entry.canDecodeFileData()) throw fail('is encrypted or packed with another method than deflate.');
+    if (!entry) throw this.error(name, 'is not in the archive.');
+    if (!entry.canDecodeFileData()) throw this.error(name, 'is encrypted or packed with another method than deflate.');
     if (entry.uncompressedSize > maxDeflateRatio * entry.compressedSize + 64) {
-      throw fail(
+      throw this.error(
+        name,
         `declares ${entry.uncompressedSize} bytes, more than its ${entry.compressedSize} packed bytes can hold.`,
       );
     }
@@ -77,10 +76,10 @@ export class ZipArchive {
 
   /** One whole entry of at most `limit` bytes. */
   async read(name: string, limit: number): Promise<Uint8Array> {
+    const size = this.size(name);
+    if (size > limit) throw this.error(name, `is ${size} bytes; at most ${limit} are accepted.`);
     const reader = await this.reader(name);
     try {
-      const size = this.byName.get(name)?.uncompressedSize ?? 0;
-      if (size > limit) throw reader.error(`is ${size} bytes; at most ${limit} are accepted.`);
       const bytes = await reader.read(size);
       await reader.end();
       return bytes;
@@ -92,6 +91,10 @@ export class ZipArchive {
   /** Closes the file once the readers in use are done. */
   close(): void {
     this.file.close();
+  }
+
+  private error(name: string, message: string): FileFormatError {
+    return new FileFormatError(`${this.path}: ${quote(name)} ${message}`, { path: this.path });
   }
 }
 

@@ -210,25 +210,26 @@ t.test('corrupt .npz files', async (t) => {
   const path = join(folder, 'x.npz');
   for (const name of ['images.npz', 'compressed.npz']) {
     const whole = readFileSync(fixture(name));
+    const intact = await readNpz(fixture(name));
     for (let length = 0; length < whole.length; length += 11) {
       writeFileSync(path, whole.subarray(0, length));
       const outcome = await readNpz(path).catch((error) => error.name);
       if (outcome !== 'FileFormatError') t.fail(`${name}: ${length} bytes gave ${outcome}`);
     }
     let unnoticed = 0;
-    for (let at = 0; at < whole.length; at++) {
+    for (let at = 0; at < whole.length; at += 3) {
       const bytes = Buffer.from(whole);
       bytes[at] ^= 0x55;
       writeFileSync(path, bytes);
       const outcome = await readNpz(path).catch((error) => error.name);
       if (typeof outcome === 'string') {
         if (outcome !== 'FileFormatError') t.fail(`${name}: byte ${at} gave ${outcome}`);
-      } else if (JSON.stringify(outcome) === JSON.stringify(await readNpz(fixture(name)))) unnoticed++;
-      else if (Object.keys(outcome).join() === Object.keys(await readNpz(fixture(name))).join()) {
+      } else if (JSON.stringify(outcome) === JSON.stringify(intact)) unnoticed++;
+      else if (Object.keys(outcome).join() === Object.keys(intact).join()) {
         t.fail(`${name}: byte ${at} changed an array without an error`);
       }
     }
-    t.ok(unnoticed < whole.length / 2, `${name}: flips of ${unnoticed} unused bytes do no harm`);
+    t.ok(unnoticed < whole.length / 6, `${name}: flips of ${unnoticed} unused bytes do no harm`);
   }
   await t.rejects(readNpz(`${path}.none`), { name: 'FileError' });
 });

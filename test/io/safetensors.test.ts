@@ -2,6 +2,7 @@ import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
+import { memory } from '../../lib/device.js';
 import { loadSafetensors, readSafetensorsHeader, saveSafetensors } from '../../lib/io/safetensors.js';
 import { Tensor } from '../../lib/tensor.js';
 import { fixture, values } from './fixtures.js';
@@ -72,11 +73,13 @@ t.test('dtype, filter and signal', async (t) => {
     i64: 'i64',
   });
   const abort = new AbortController();
+  const before = memory(device).liveBuffers;
   await t.rejects(
     loadSafetensors(path, { device, signal: abort.signal, onProgress: () => abort.abort() }),
     { name: 'AbortError' },
     'stops after the first tensor',
   );
+  t.equal(memory(device).liveBuffers, before, 'and gives it back');
 });
 
 t.test('the golden files of the original implementations have sound headers', async (t) => {
