@@ -1,0 +1,118 @@
+/**
+ * The commands and their options. Each command's own module is loaded when it runs, so --help is quick. Exit codes: 0,
+ * 2 for bad usage, 1 for a failed run, 130 and 143 after Ctrl-C and SIGTERM.
+ */
+import { Command, CommanderError, Option } from 'commander';
+import { DiffitError, OptionError } from '../errors.js';
+import { integer, labelList, nonNegative } from './arguments.js';
+import { packageVersion } from './info.js';
+import { type Streams, Terminal } from './terminal.js';
+
+/** Runs one command line (without node and script); resolves with its exit code. Never throws. */
+export async function run(argv: readonly string[], streams: Streams): Promise<number> {
+  let exitCode = 0;
+  const program = createProgram(streams, (code) => {
+    exitCode = code;
+  });
+  try {
+    await program.parseAsync([...argv], { from: 'user' });
+    return exitCode;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+    streams.stderr.write(`${describe(error, argv)}\n`);
+    return error instanceof OptionError ? 2 : 1;
+  }
+}
+
+/** One line, or with --verbose the stack. */
+function describe(error: unknown, argv: readonly string[]): string {
+  if (!(error instanceof Error)) return `error: ${String(error)}`;
+  if (argv.includes('--verbose')) return error.stack ?? error.message;
+  if (argv.includes('--json')) {
+    const code = error instanceof DiffitError ? error.code : undefined;
+    return JSON.stringify({ error: { code, message: error.message } });
+  }
+  return `error: ${error.message.replaceAll('\n', ' ')}`;
+}
+
+function createProgram(streams: Streams, onExitCode: (code: number) => void): Command {
+  const program = new Command('diffit')
+    .description('Diffusion vision transformers: train them, sample from them.')
+    .version(packageVersion())
+    .exitOverride()
+    .configureOutput({
+      writeOut: (text) => streams.stdout.write(text),
+      writeErr: (text) => streams.stderr.write(text),
+      outputError: (text, write) => write(`${text.trim().replaceAll('\n', ' ')}\n`),
+    });
+
+  /** A command with what all have, doing its work in `action`. */
+  const command = <T>(
+    name: string,
+    description: string,
+    action: (options: T, terminal: Terminal, argument: string) => Promise<number>,
+  ): Command =>
+    program
+      .command(name)
+      .description(description)
+      .option('--json', 'print machine-readable JSON on stdout')
+      .option('--verbose', 'print a stack trace when something fails')
+      .action(async (...given: unknown[]) => {
+        const self = given.pop() as Command;
+        const options = self.opts<T & { json?: boolean }>();
+        onExitCode(await action(options, new Terminal(streams, options.json === true), given[0] as string));
+      });
+
+  command('info', 'Say what this installation is and which devices it can use.', async (_, terminal) =>
+    (await import('./info.js')).info(terminal),
+  );
+
+  command<import('./train.js').TrainOptions>('train', 'Train an image-space DiffiT.', async (options, terminal) =>
+    (await import('./train.js')).train(options, terminal),
+  )
+    .option('--preset <name>', 'model and settings by name: mnist, cifar10, ffhq64')
+    .option('--recipe <file>', 'model and settings from a JSON file')
+    .option('--data <path>', 'images: a folder, a zip, IDX or CIFAR-10 files, or "mnist"')
+    .option('--steps <n>', 'optimizer steps in all', integer(1))
+    .option('--batch <n>', 'images per step', integer(1))
+    .option('--micro-batch <n>', 'most images per forward pass; larger batches are accumulated', integer(1))
+    .option('--lr <x>', 'peak learning rate', nonNegative)
+    .option('--seed <n>', 'names all random numbers of the run', integer(0), 0)
+    .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
+    .option('--checkpoint-every <n>', 'steps between checkpoints', integer(1), 1000)
+    .option('--sample-every <n>', 'steps between sample grids; 0 for none', integer(0), 1000)
+    .option('--out <dir>', 'folder of the run', 'out')
+    .option('--resume', 'go on from the newest checkpoint in the folder');
+
+  command<import('./sample.js').SampleOptions>(
+    'sample',
+    'Make images with a trained model.',
+    async (options, terminal) => (await import('./sample.js')).sample(options, terminal),
+  )
+    .option('--preset <name>', 'a model whose weights come with the package: mnist')
+    .option('--checkpoint <file>', 'a model file or a training checkpoint')
+    .option('--labels <list>', 'classes, as in 0-9 or 1,3,5; each gets a row of the grid', labelList)
+    .option('--class <list>', 'the same as --labels', labelList)
+    .option('--num <n>', 'images in all (default: 8 per label, or 16)', integer(1))
+    .addOption(new Option('--sampler <name>', 'sampler').choices(['edm']).default('edm'))
+    .option('--steps <n>', 'noise levels of the sampler (default: the model file says)', integer(1))
+    .option('--churn <x>', 'noise added back on the way; 0 is deterministic', nonNegative, 0)
+    .option('--seed <n>', 'names the images', integer(0), 0)
+    .option('--batch <n>', 'images at a time', integer(1), 64)
+    .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
+    .option('--out <file>', 'PNG with all images in a grid (default: samples.png)')
+    .option('--out-dir <dir>', 'folder for single PNGs')
+    .option('--npz <file>', "batch in guided-diffusion's layout: arr_0 uint8 [N, H, W, C], arr_1 labels");
+
+  command<import('./data.js').DataOptions>(
+    'data',
+    'Look at a data set: size, classes, a grid of its images.',
+    async (options, terminal, path) => (await import('./data.js')).data(path, options, terminal),
+  )
+    .argument('<path>', 'a folder of images, a zip, IDX or CIFAR-10 files, or "mnist"')
+    .option('--size <n>', 'scale and crop images to squares of this side', integer(1))
+    .option('--num <n>', 'images in the grid', integer(1), 64)
+    .option('--out <file>', 'PNG with the first images in a grid');
+
+  return program;
+}

@@ -1,0 +1,84 @@
+/** `diffit train`: a training run in a folder, from a preset or a recipe. */
+import '../autograd.js';
+import { setDefaultDevice } from '../device.js';
+import { OptionError } from '../errors.js';
+import { planTraining, type Recipe, readRecipe, type StepReport, TrainingRun } from '../train/index.js';
+import { interruptible } from './interrupt.js';
+import { ensureWritableFolder } from './output.js';
+import type { Terminal } from './terminal.js';
+
+/** The command's options as commander gives them. */
+export interface TrainOptions {
+  preset?: string;
+  recipe?: string;
+  data?: string;
+  steps?: number;
+  batch?: number;
+  microBatch?: number;
+  lr?: number;
+  seed: number;
+  device: string;
+  checkpointEvery: number;
+  sampleEvery: number;
+  out: string;
+  resume?: boolean;
+}
+
+export async function train(options: TrainOptions, terminal: Terminal): Promise<number> {
+  const { steps, out, seed, resume, checkpointEvery, sampleEvery } = options;
+  const plan = planTraining(await recipeOf(options));
+  if (steps === undefined) throw new OptionError('Give --steps N, the number of optimizer steps.');
+  if (plan.data === undefined)
+    throw new OptionError('Give --data PATH: a folder of images, a zip, IDX or CIFAR-10 files, or "mnist".');
+  setDefaultDevice(options.device);
+  await ensureWritableFolder(out);
+  const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery });
+  try {
+    const { trainer, dataset } = run;
+    const { batch } = plan.training;
+    terminal.note(
+      `${plan.preset ?? 'recipe'}: ${(trainer.model.parameterCount() / 1e6).toFixed(2)}M parameters, ` +
+        `${dataset.length} images, ${steps} steps of ${batch}${trainer.step > 0 ? `, resuming after step ${trainer.step}` : ''}`,
+    );
+    return await interruptible(
+      terminal,
+      'Finishing the step and writing a checkpoint (again to stop at once).',
+      async (signal) => {
+        const progress = await terminal.progress('Training', steps, trainer.step);
+        const onStep = (report: StepReport): void => {
+          progress.update(report.step, details(report));
+          terminal.data(report);
+        };
+        let finished = false;
+        try {
+          finished = await run.train(steps, { signal, onStep, onFile: (path) => progress.note(path) });
+        } finally {
+          progress.stop();
+        }
+        if (!finished) {
+          terminal.note(`Stopped after step ${trainer.step}. Go on with --resume.`);
+          return 0;
+        }
+        const files = await run.finish();
+        terminal.data({ step: trainer.step, images: trainer.images, ...files });
+        terminal.print(`${trainer.step} steps, ${trainer.images} images: ${files.model}, ${files.lossCurve}`);
+        return 0;
+      },
+    );
+  } finally {
+    await run.close();
+  }
+}
+
+/** The recipe of --preset or --recipe, with the options that replace parts of it. */
+async function recipeOf({ preset, recipe, data, batch, microBatch, lr }: TrainOptions): Promise<Recipe> {
+  if (preset !== undefined && recipe !== undefined) throw new OptionError('Give --preset or --recipe, not both.');
+  if (preset === undefined && recipe === undefined) throw new OptionError('Give --preset NAME or --recipe FILE.');
+  const base: Recipe = recipe === undefined ? { preset } : await readRecipe(recipe);
+  const given = Object.entries({ batch, microBatch, lr }).filter(([, value]) => value !== undefined);
+  return { ...base, ...(data !== undefined && { data }), training: { ...base.training, ...Object.fromEntries(given) } };
+}
+
+function details({ loss, lr, imagesPerSecond }: StepReport): string {
+  return `loss ${loss.toFixed(4)}  lr ${lr.toExponential(2)}  ${imagesPerSecond.toFixed(0)} images/s`;
+}
