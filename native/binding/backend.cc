@@ -23,7 +23,7 @@ bool parseSpec(const std::string &text, DeviceSpec *spec, std::string *why) {
     const bool number = !rest.empty() && rest.size() < 5 && rest.find_first_not_of("0123456789") == std::string::npos;
     if (bare || number) {
       const int index = atoi(rest.c_str());
-      *spec = {kind + ":" + std::to_string(index), "", index};
+      *spec = {format("%s:%d", kind.c_str(), index), "", index};
       return true;
     }
   }

@@ -178,11 +178,14 @@ void Device::settle(std::unique_ptr<Completion> completion, Executor &executor) 
   if (napi_call_threadsafe_function(settled_, completion.get(), napi_tsfn_nonblocking) == napi_ok) completion.release();
 }
 
-/* "gemm_op: expected k > 0" reads "gemm: expected k > 0". */
+/* The operation, then the sentence; a kernel's own "gemm_op: " or "gemm: " in front of it says nothing new. */
 static std::string explain(const Failure &failure) {
-  const std::string prefix = std::string(failure.op) + "_op: ";
-  const bool prefixed = failure.sentence.compare(0, prefix.size(), prefix) == 0;
-  return std::string(failure.op) + ": " + (prefixed ? failure.sentence.substr(prefix.size()) : failure.sentence);
+  const std::string op = failure.op;
+  std::string sentence = failure.sentence;
+  for (const std::string &prefix : {op + "_op: ", op + ": "}) {
+    if (sentence.compare(0, prefix.size(), prefix) == 0) sentence.erase(0, prefix.size());
+  }
+  return op + ": " + sentence;
 }
 
 void Device::onSettled(napi_env env, napi_value, void *self, void *data) {

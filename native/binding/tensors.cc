@@ -30,7 +30,7 @@ bool getShape(napi_env env, const napi_value *arguments, const char *function, d
     int64_t &extent = tensor->shape[i];
     double number;
     if (napi_get_value_double(env, arguments[2 + i], &number) != napi_ok || !toInteger(number, &extent) || extent < 0) {
-      const std::string name = what("dimension ") + std::to_string(i);
+      const std::string name = what("dimension ") + format("%d", i);
       if (getInteger(env, arguments[2 + i], name.c_str(), 0, kMostBytes, &extent)) continue;
       return false;
     }
