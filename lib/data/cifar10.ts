@@ -14,7 +14,7 @@ const recordBytes = 1 + 3 * pixels;
 const classNames = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'];
 
 export interface Cifar10Options {
-  /** The folder with data_batch_1.bin … data_batch_5.bin and test_batch.bin, or the one that holds cifar-10-batches-bin. */
+  /** Holds data_batch_1.bin … data_batch_5.bin and test_batch.bin, or a folder cifar-10-batches-bin with them. */
   dir: string;
   /** Default 'train'. */
   split?: Split;

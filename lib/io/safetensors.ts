@@ -1,4 +1,4 @@
-/** Reading and writing safetensors files, one tensor at a time: memory beyond the tensors is that of the largest one. */
+/** Safetensors files, read and written one tensor at a time: memory beyond the tensors is that of the largest one. */
 import type { FileHandle } from 'node:fs/promises';
 import { type DeviceName, synchronize } from '../device.js';
 import { type DType, isFloat, itemSize } from '../dtype.js';
