@@ -56,14 +56,18 @@ const configSchema = z.strictObject({
 /** Options of {@link ImageDiffiT}; plain JSON. */
 export type ImageDiffiTConfig = z.input<typeof configSchema>;
 type Config = z.output<typeof configSchema>;
+type BlockConfig = Pick<
+  Config,
+  'timeDim' | 'dropout' | 'channelsPerHead' | 'normGroups' | 'mlpRatio' | 'conditioning'
+>;
 
 /** DiffiT ResBlock (Eq. 9-10): h = Conv3x3(SiLU(GroupNorm(x))); out = Transformer(h, t) + skip(x). */
-class ResBlock extends TransformerBlock {
+export class ResBlock extends TransformerBlock {
   readonly norm: GroupNorm;
   readonly conv: Conv2d;
   readonly skip?: Conv2d;
 
-  constructor(inChannels: number, channels: number, windowSize: number, config: Config) {
+  constructor(inChannels: number, channels: number, windowSize: number, config: BlockConfig) {
     const { timeDim, dropout, channelsPerHead, mlpRatio, conditioning } = config;
     const numHeads = Math.max(1, Math.floor(channels / channelsPerHead));
     super({ dim: channels, timeDim, numHeads, windowSize, mlpRatio, dropout, conditioning });
@@ -190,7 +194,7 @@ export class ImageDiffiT extends Module {
   }
 }
 
-function groupsFor(channels: number, { normGroups }: Config): number {
+function groupsFor(channels: number, { normGroups }: Pick<Config, 'normGroups'>): number {
   return normGroups ?? Math.max(1, Math.min(32, Math.floor(channels / 4)));
 }
 
