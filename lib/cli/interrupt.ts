@@ -1,6 +1,9 @@
 /** Ctrl-C and SIGTERM: the first asks the work to stop in good order, the second ends the process at once. */
 import type { Terminal } from './terminal.js';
 
+/** Milliseconds in which a second signal is an echo of the first: npm passes on what the terminal already sent to all. */
+const echo = 500;
+
 const exitCodes = { SIGINT: 130, SIGTERM: 143 } as const;
 
 /**
@@ -14,10 +17,15 @@ export async function interruptible(
 ): Promise<number> {
   const controller = new AbortController();
   let exitCode: number | undefined;
+  let first = 0;
   const onSignal = (name: NodeJS.Signals): void => {
     const code = exitCodes[name as keyof typeof exitCodes];
-    if (exitCode !== undefined) process.exit(code);
+    if (exitCode !== undefined) {
+      if (performance.now() - first > echo) process.exit(code);
+      return;
+    }
     exitCode = code;
+    first = performance.now();
     terminal.note(message);
     controller.abort();
   };

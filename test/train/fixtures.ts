@@ -78,7 +78,12 @@ export function tinyTrainer(
 export async function bits(model: ImageDiffiT): Promise<Record<string, string>> {
   const entries: [string, string][] = [];
   for (const [name, value] of Object.entries(model.stateDict())) {
-    entries.push([name, createHash('sha256').update(await value.bytes()).digest('hex')]);
+    entries.push([
+      name,
+      createHash('sha256')
+        .update(await value.bytes())
+        .digest('hex'),
+    ]);
   }
   return Object.fromEntries(entries);
 }

@@ -1,0 +1,137 @@
+/** A run in a folder: what it writes, resuming it, stopping it, and what it refuses. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { loadImage, saveImage } from '../../lib/io/index.js';
+import { HostRandom } from '../../lib/random.js';
+import { loadModel, planTraining, type Recipe, readLog, TrainingRun } from '../../lib/train/index.js';
+import { bits, temporaryFolder, tinyConfig } from './fixtures.js';
+
+/** 12 images of 8 x 8 in three classes. */
+async function makeData(t: Test): Promise<string> {
+  const folder = temporaryFolder(t);
+  const random = new HostRandom(1);
+  for (const name of ['a', 'b', 'c']) {
+    mkdirSync(join(folder, name));
+    for (let i = 0; i < 4; i++) {
+      const data = Uint8Array.from({ length: 64 }, () => random.integer(256));
+      await saveImage(join(folder, name, `${i}.png`), { data, width: 8, height: 8, channels: 1 });
+    }
+  }
+  return folder;
+}
+
+const recipe = (data: string, changes: Partial<Recipe> = {}): Recipe => ({
+  model: { ...tinyConfig },
+  data,
+  training: { batch: 5, lr: 1e-3, lrRampImages: 20, emaHalfLifeImages: 50, flip: true, gradClip: 1 },
+  sampler: { steps: 2 },
+  ...changes,
+});
+
+const names = (folder: string): string[] => readdirSync(folder).sort();
+const losses = async (folder: string): Promise<unknown[]> =>
+  (await readLog(join(folder, 'log.jsonl'))).map(({ step, loss, lr }) => [step, loss, lr]);
+
+t.test('a run, and the same one killed after five steps and resumed from its checkpoint of step four', async (t) => {
+  const data = await makeData(t);
+  const [whole, parts] = [join(temporaryFolder(t), 'whole'), join(temporaryFolder(t), 'parts')];
+  const options = { plan: planTraining(recipe(data)), seed: 3, checkpointEvery: 2, sampleEvery: 3 };
+
+  const run = await TrainingRun.open({ ...options, out: whole });
+  const written: string[] = [];
+  t.equal(await run.train(6, { onFile: (path) => written.push(path.slice(whole.length + 1)) }), true);
+  await run.finish();
+  await run.close();
+  t.same(written, [
+    'checkpoint-0000002.safetensors',
+    'samples/0000003.png',
+    'checkpoint-0000004.safetensors',
+    'checkpoint-0000006.safetensors',
+    'samples/0000006.png',
+  ]);
+  t.same(names(whole), [
+    'checkpoint-0000004.safetensors',
+    'checkpoint-0000006.safetensors',
+    'log.jsonl',
+    'loss.svg',
+    'model.safetensors',
+    'samples',
+  ]);
+  const grid = await loadImage(join(whole, 'samples', '0000006.png'), { channels: 1 });
+  t.same([grid.width, grid.height], [4 * 10 - 2, 3 * 10 - 2], 'four images of each of three classes');
+  t.match(readFileSync(join(whole, 'loss.svg'), 'utf8'), /^<svg .*<\/svg>\n$/s);
+  t.same(
+    await losses(whole).then((list) => list.map((entry) => (entry as number[])[2])),
+    [0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3],
+  );
+
+  const killed = await TrainingRun.open({ ...options, out: parts });
+  await killed.train(5);
+  await killed.close();
+  rmSync(join(parts, 'checkpoint-0000005.safetensors')); // as if killed before it was written
+  const resumed = await TrainingRun.open({ ...options, out: parts, resume: true });
+  t.equal(resumed.trainer.step, 4);
+  await resumed.train(6);
+  const { model } = await resumed.finish();
+  await resumed.close();
+  t.same(await losses(parts), await losses(whole));
+  t.same(
+    await bits((await loadModel(model)).model),
+    await bits((await loadModel(join(whole, 'model.safetensors'))).model),
+  );
+});
+
+t.test('a signal ends a run with a checkpoint of the last step', async (t) => {
+  const out = temporaryFolder(t);
+  const run = await TrainingRun.open({ plan: planTraining(recipe(await makeData(t))), out });
+  const controller = new AbortController();
+  t.equal(
+    await run.train(100, { signal: controller.signal, onStep: ({ step }) => step === 2 && controller.abort() }),
+    false,
+  );
+  await run.close();
+  t.equal((await readLog(join(out, 'log.jsonl'))).length, run.trainer.step);
+  t.same(names(out), [`checkpoint-000000${run.trainer.step}.safetensors`, 'log.jsonl']);
+});
+
+t.test('what a run refuses', async (t) => {
+  const data = await makeData(t);
+  const out = temporaryFolder(t);
+  const open = (changes: Partial<Recipe> = {}, more = {}) =>
+    TrainingRun.open({ plan: planTraining(recipe(data, changes)), out, ...more });
+  await t.rejects(open({}, { resume: true }), { name: 'TrainError', message: /holds no checkpoint to resume from/ });
+  await t.rejects(open({ data: undefined }), { name: 'OptionError', message: /no data/ });
+  await t.rejects(open({ data: join(data, 'none') }), { name: 'DataError', message: /no data set/ });
+  await t.rejects(open({ data: join(data, 'a') }), {
+    name: 'DataError',
+    message: /no labels, and this model has 3 classes/,
+  });
+  await t.rejects(open({ model: { ...tinyConfig, numClasses: 2 } }), {
+    name: 'DataError',
+    message: /has 3 classes, this model 2/,
+  });
+  await t.rejects(open({ training: { batch: 13, lr: 1 } }), {
+    name: 'OptionError',
+    message: /batch.* is larger than the data set of 12 images/,
+  });
+  await t.rejects(open({ model: { ...tinyConfig, inChannels: 3, imgResolution: 32 }, data: 'mnist' }), {
+    name: 'DataError',
+    message: 'mnist has images of 32 x 32 x 1, this model makes 32 x 32 x 3.',
+  });
+  await t.rejects(open({ model: { ...tinyConfig, windowSize: 3 } }), { name: 'OptionError', message: /windowSize 3/ });
+  t.notOk(existsSync(join(out, 'log.jsonl')));
+
+  const run = await open();
+  await run.train(1);
+  await run.close();
+  await t.rejects(open(), { name: 'TrainError', message: /already holds a run/ });
+  await t.rejects(open({ training: { ...recipe(data).training, lr: 0.5 } }, { resume: true }), {
+    name: 'TrainError',
+    message: /belongs to another run: training\.lr: 0\.001 in the checkpoint, 0\.5 now\./,
+  });
+  await t.rejects(open({ model: { ...tinyConfig, baseChannels: 16 } }, { resume: true }), {
+    name: 'TrainError',
+    message: /model\.config\.baseChannels: 8 in the checkpoint, 16 now/,
+  });
+});
