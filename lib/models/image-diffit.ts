@@ -9,6 +9,7 @@
  */
 import { z } from 'zod';
 import { OptionError, ShapeError } from '../errors.js';
+import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
 import { concat, permute, upsample2x } from '../ops/index.js';
 import { parseOptions } from '../options.js';
@@ -142,7 +143,8 @@ export class ImageDiffiT extends Module {
       Array.from({ length: depths[i] }, (_, j) => new ResBlock(j === 0 ? first : channels[i], channels[i], windows[i], config));
 
     this.timeEmbed = this.child('time_embed', new TimeEmbed({ channels: baseChannels, timeDim, kind: config.timeEmbedding }));
-    if (numClasses > 0) this.labelEmbed = this.child('label_embed', new Embedding(numClasses, timeDim));
+    // As large as the time embedding it is added to (as EDM's class map is), or classes are learnt very late.
+    if (numClasses > 0) this.labelEmbed = this.child('label_embed', new Embedding(numClasses, timeDim, { std: 1 }));
     this.tokenizer = this.child('tokenizer', new Conv2d(inChannels, channels[0]));
     const encoder = channels.map((width, i) => {
       const down = i < stages - 1 ? new Conv2d(width, width, { stride: 2 }) : undefined;
@@ -172,6 +174,8 @@ export class ImageDiffiT extends Module {
         labels ? 'ImageDiffiT: labels given to an unconditional model.' : `ImageDiffiT: this model is class-conditional; give labels [B] in 0..${numClasses - 1}.`,
       );
     }
+    checkShapeOf('ImageDiffiT', 'cNoise', cNoise, [x.shape[0]]);
+    checkShapeOf('ImageDiffiT', 'labels', labels, [x.shape[0]]);
     return scope(() => {
       const embedded = this.timeEmbed.forward(cNoise);
       const time = this.labelEmbed && labels ? add(embedded, this.labelEmbed.forward(labels)) : embedded;
