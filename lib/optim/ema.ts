@@ -54,13 +54,13 @@ export class Ema implements Disposable {
 export interface EdmEmaOptions {
   /** Images after which a weight's share in the average has halved. EDM: 500,000. */
   halfLifeImages: number;
-  /** Early on the half-life is at most this part of the images seen. Default 0.05. */
-  rampUp?: number;
+  /** Early on the half-life is at most this part of the images seen; null: no ramp-up. Default 0.05. */
+  rampUp?: number | null;
 }
 
-/** EDM's decay for an update after `batch` more images on top of `images` (Karras et al. 2022, appendix F.2); 0 at the first. */
+/** EDM's decay for an update after `batch` more images on top of `images` (Karras et al. 2022, appendix F.2); with ramp-up 0 at the first. */
 export function edmEmaDecay(images: number, batch: number, { halfLifeImages, rampUp = 0.05 }: EdmEmaOptions): number {
-  const halfLife = Math.min(halfLifeImages, images * rampUp);
+  const halfLife = rampUp === null ? halfLifeImages : Math.min(halfLifeImages, images * rampUp);
   return halfLife > 0 ? 0.5 ** (batch / halfLife) : 0;
 }
 
