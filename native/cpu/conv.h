@@ -88,7 +88,7 @@ struct WindowLines {
           rows[i] = stage + i * length;
         }
       }
-      transposeRows(panel + (k - k0) * width, width, rows, lines, length);
+      transposeRows(panel + (k - k0) * width, width, rows, lines, length, width * w.stride * w.channels);
       k += length;
     }
   }

@@ -13,12 +13,12 @@
 #ifndef DIFFIT_CPU_GEMM_DRIVER_H
 #define DIFFIT_CPU_GEMM_DRIVER_H
 
-static constexpr int64_t kBlockDepth = 512; /* steps of k per packed block */
-static constexpr int64_t kTileRows = 112; /* rows of a tile: its block of A fits L2 */
-static constexpr int64_t kTileCols = 512; /* columns of a tile */
+static constexpr int64_t kBlockDepth = 256; /* steps of k per packed block */
+static constexpr int64_t kBlockFloats = (int64_t)1 << 17; /* of a tile's block of A: half of a usual L2 */
+static constexpr int64_t kTileFloats = (int64_t)1 << 17; /* of a tile's sums, when they wait for another block of k */
 static constexpr int64_t kTaskWork = (int64_t)1 << 21; /* multiply-adds worth handing to another thread */
-static constexpr int64_t kMaxTasks = 64; /* enough for any machine: no smaller tiles beyond this */
-static constexpr int64_t kSharedLimit = (int64_t)1 << 23; /* most floats of B to keep packed */
+static constexpr int64_t kMaxTasks = 32; /* tiles are not cut smaller to have more tasks than this */
+static constexpr int64_t kSharedFloats = (int64_t)1 << 23; /* most of B to keep packed */
 
 /* How one product is cut; a function of its sizes. */
 struct GemmPlan {
@@ -37,9 +37,38 @@ struct GemmPlan {
   int64_t paddedRows() const { return rowPanels * panelRows; }
 };
 
-static void cutTiles(GemmPlan &p) {
-  p.rowTiles = ceilDiv(p.rowPanels, p.tileRowPanels);
-  p.colTiles = ceilDiv(p.colPanels, p.tileColPanels);
+/* Chooses tiles and splits: of those that fit the caches and make `wanted` tasks, the ones that move the least. */
+static void cutTiles(GemmPlan &p, int64_t wanted, bool oneB) {
+  double best = -1;
+  GemmPlan q = p;
+  for (q.tileRowPanels = p.rowPanels;; q.tileRowPanels = ceilDiv(q.tileRowPanels, 2)) {
+    q.rowTiles = ceilDiv(p.rowPanels, q.tileRowPanels);
+    const int64_t tileRows = q.tileRowPanels * p.panelRows;
+    for (q.tileColPanels = p.colPanels;; q.tileColPanels = ceilDiv(q.tileColPanels, 2)) {
+      q.colTiles = ceilDiv(p.colPanels, q.tileColPanels);
+      const int64_t tileFloats = tileRows * imin(q.tileColPanels * kMaxCols, p.paddedCols);
+      for (q.splitBlocks = p.blocks;; q.splitBlocks = ceilDiv(q.splitBlocks, 2)) {
+        q.splits = ceilDiv(p.blocks, q.splitBlocks);
+        q.shareB = oneB && q.splits == 1 && p.batch * q.rowTiles > 1 && p.k * p.paddedCols <= kSharedFloats;
+        const double aFloats = (double)(p.batch * p.m * p.k), bFloats = (double)(p.n * p.k),
+                     tiles = (double)(p.batch * q.rowTiles);
+        double moved = aFloats * (double)q.colTiles + bFloats * (q.shareB ? 1.5 + 0.25 * tiles : tiles);
+        if (q.splits > 1) moved += 1.5 * (double)(p.batch * q.splits) * (double)(p.m * p.n);
+        const bool fits =
+            (tileRows * p.depth <= kBlockFloats || q.tileRowPanels == 1) &&
+            (p.blocks == 1 || tileFloats <= kTileFloats || (q.tileRowPanels == 1 && q.tileColPanels == 1));
+        if (!fits) moved *= 16;
+        if (q.tasks() < wanted) moved *= (double)(4 * wanted) / (double)q.tasks();
+        if (best < 0 || moved < best) {
+          best = moved;
+          p = q;
+        }
+        if (q.splitBlocks <= 2) break;
+      }
+      if (q.tileColPanels == 1) break;
+    }
+    if (q.tileRowPanels == 1) break;
+  }
 }
 
 static GemmPlan planGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool oneB) {
@@ -49,28 +78,10 @@ static GemmPlan planGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool on
   p.rowPanels = ceilDiv(m, p.panelRows);
   p.paddedCols = roundUp(n, kLanes);
   p.colPanels = ceilDiv(p.paddedCols, kMaxCols);
-  p.blocks = imax(1, ceilDiv(k, kBlockDepth));
-  p.depth = roundUp(ceilDiv(k, p.blocks), 4);
+  p.depth = roundUp(ceilDiv(k, imax(1, ceilDiv(k, kBlockDepth))), 4);
   p.blocks = imax(1, ceilDiv(k, imax(1, p.depth)));
-  p.tileRowPanels = imin(p.rowPanels, kTileRows / p.panelRows);
-  p.tileColPanels = imin(p.colPanels, kTileCols / kMaxCols);
-  p.splits = 1, p.splitBlocks = p.blocks;
-  cutTiles(p);
-  const double work = (double)batch * (double)p.paddedRows() * (double)p.paddedCols * (double)imax(k, 1);
-  const int64_t wanted = work > (double)(kMaxTasks * kTaskWork) ? kMaxTasks : imax(1, (int64_t)work / kTaskWork);
-  if (p.tasks() < wanted / 4 && p.blocks >= 4) {
-    p.splitBlocks = imax(2, ceilDiv(p.blocks * p.tasks() * 2, wanted));
-    p.splits = ceilDiv(p.blocks, p.splitBlocks);
-  }
-  while (p.tasks() < wanted && (p.tileRowPanels > 2 || p.tileColPanels > 2)) {
-    const bool tall = p.tileRowPanels * p.panelRows >= p.tileColPanels * kMaxCols;
-    if (p.tileColPanels <= 2 || (tall && p.tileRowPanels > 2))
-      p.tileRowPanels = ceilDiv(p.tileRowPanels, 2);
-    else
-      p.tileColPanels = ceilDiv(p.tileColPanels, 2);
-    cutTiles(p);
-  }
-  p.shareB = oneB && p.splits == 1 && batch * p.rowTiles > 1 && k * p.paddedCols <= kSharedLimit;
+  const double tasks = (double)batch * (double)m * (double)n * (double)imax(k, 1) / (double)kTaskWork;
+  cutTiles(p, tasks > (double)kMaxTasks ? kMaxTasks : imax(1, (int64_t)tasks), oneB);
   return p;
 }
 
@@ -136,11 +147,6 @@ struct GemmCall {
     for (int64_t block = firstBlock; block < endBlock; block++) {
       const int64_t depth = p.blockDepth(block);
       const bool add = block > firstBlock, finish = block == endBlock - 1 && p.splits == 1;
-      for (int64_t i = i0; i < i1; i++) {
-        const int64_t row = i * p.panelRows;
-        aItem.pack(aBlock + (i - i0) * p.panelRows * depth, p.panelRows, row, imin(p.panelRows, p.m - row),
-                   block * p.depth, depth, stage);
-      }
       for (int64_t j = j0; j < j1; j++) {
         const int64_t col = j * kMaxCols, width = p.panelCols(j), cols = imin(width, p.n - col);
         const float *bPanel;
@@ -153,7 +159,9 @@ struct GemmCall {
         const MicroKernel kernel = kMicroKernels[width / kLanes - 1][p.panelRows - 1];
         for (int64_t i = i0; i < i1; i++) {
           const int64_t row = i * p.panelRows, rows = imin(p.panelRows, p.m - row), global = item * p.m + row;
-          const float *aPanel = aBlock + (i - i0) * p.panelRows * depth;
+          float *aPanel = aBlock + (i - i0) * p.panelRows * depth;
+          if (block == endBlock - 1 && p.splits == 1) epilogue.prefetch(global, rows, col, cols);
+          if (j == j0) aItem.pack(aPanel, p.panelRows, row, rows, block * p.depth, depth, stage);
           if (straight && rows == p.panelRows && cols == width) {
             kernel(depth, aPanel, bPanel, epilogue.y + global * p.n + col, p.n, add);
             continue;

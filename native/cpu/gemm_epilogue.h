@@ -34,6 +34,19 @@ struct Epilogue {
     return grid.offset + row % grid.width * grid.stepX + line % grid.height * grid.stepY +
            line / grid.height * grid.stepB;
   }
+  /* Asks for what finishing this tile will touch, so that memory works while the tile is computed. */
+  void prefetch(int64_t row, int64_t rows, int64_t col, int64_t cols) const {
+    for (int64_t r = row; r < row + rows; r++) {
+      const int64_t offset = rowOffset(r) + col;
+      for (int64_t i = 0; i < cols + 15; i += 16) {
+        const int64_t at = offset + imin(i, cols - 1);
+        __builtin_prefetch(y + at, 1);
+        if (pre) __builtin_prefetch(pre + at, 1);
+        if (gateInput) __builtin_prefetch(gateInput + at);
+        if (residual && residual != y) __builtin_prefetch(residual + at);
+      }
+    }
+  }
 };
 
 /* to[i] = f(i) for i < n, whole vectors first: f(i, take) gets how to read a vector of a row. */

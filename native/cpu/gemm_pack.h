@@ -33,33 +33,55 @@ DIFFIT_INLINE void copyRun(float *to, const float *from, int64_t n) {
   }
 }
 
+/* Brings p[offset] to L2; it may lie outside the array. */
+DIFFIT_INLINE void prefetchFar(const float *p, int64_t offset) {
+  __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)offset * sizeof(float)), 0, 2);
+}
+
 DIFFIT_INLINE void zeroRun(float *to, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = 0;
 }
 
-/* Four lines by four steps of k: rows[i][d] -> panel[d * width + i]. */
-DIFFIT_INLINE void transpose4x4(const float *const *rows, int64_t d, float *panel, int64_t width) {
-  const v4 a = load4(rows[0] + d), b = load4(rows[1] + d), c = load4(rows[2] + d), e = load4(rows[3] + d);
-  typedef int32_t i4 __attribute__((vector_size(16)));
-  const v4 ab0 = __builtin_shuffle(a, b, i4{0, 4, 1, 5}), ab1 = __builtin_shuffle(a, b, i4{2, 6, 3, 7});
-  const v4 ce0 = __builtin_shuffle(c, e, i4{0, 4, 1, 5}), ce1 = __builtin_shuffle(c, e, i4{2, 6, 3, 7});
-  store4(panel, __builtin_shuffle(ab0, ce0, i4{0, 1, 4, 5}));
-  store4(panel + width, __builtin_shuffle(ab0, ce0, i4{2, 3, 6, 7}));
-  store4(panel + 2 * width, __builtin_shuffle(ab1, ce1, i4{0, 1, 4, 5}));
-  store4(panel + 3 * width, __builtin_shuffle(ab1, ce1, i4{2, 3, 6, 7}));
-}
+/* Lanes i, j of a, then k, l (counted from 4) of b. */
+#if defined(__clang__)
+#define DIFFIT_SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t i4 __attribute__((vector_size(16)));
+#define DIFFIT_SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, i4{i, j, k, l})
+#endif
 
-/* Lines that are contiguous along k: panel[d * width + i] = rows[i][d]. Works on 16 steps of k (one cache line of
-   each row) at a time, four rows by four steps; the last group of rows overlaps its neighbour. */
-static void transposeRows(float *panel, int64_t width, const float *const *rows, int64_t lines, int64_t depth) {
+/* Four lines by four steps of k: rows[i][d] -> panel[d * width + i]. */
+DIFFIT_INLINE void transpose4x4(const float *row0, const float *row1, const float *row2, const float *row3,
+                                float *panel, int64_t width) {
+  const v4 a = load4(row0), b = load4(row1), c = load4(row2), d = load4(row3);
+  const v4 ab0 = DIFFIT_SHUFFLE4(a, b, 0, 4, 1, 5), ab1 = DIFFIT_SHUFFLE4(a, b, 2, 6, 3, 7);
+  const v4 cd0 = DIFFIT_SHUFFLE4(c, d, 0, 4, 1, 5), cd1 = DIFFIT_SHUFFLE4(c, d, 2, 6, 3, 7);
+  store4(panel, DIFFIT_SHUFFLE4(ab0, cd0, 0, 1, 4, 5));
+  store4(panel + width, DIFFIT_SHUFFLE4(ab0, cd0, 2, 3, 6, 7));
+  store4(panel + 2 * width, DIFFIT_SHUFFLE4(ab1, cd1, 0, 1, 4, 5));
+  store4(panel + 3 * width, DIFFIT_SHUFFLE4(ab1, cd1, 2, 3, 6, 7));
+}
+#undef DIFFIT_SHUFFLE4
+
+/* Lines that are contiguous along k: panel[d * width + i] = rows[i][d]. Works on 32 steps of k (two cache lines of
+   each row) at a time, four rows by four steps; the last group of rows overlaps its neighbour. Meanwhile it fetches the
+   same part of the next panel, `ahead` numbers further in every row: many short streams defeat the hardware's prefetch. */
+static void transposeRows(float *panel, int64_t width, const float *const *rows, int64_t lines, int64_t depth,
+                          int64_t ahead) {
   if (lines < width)
     for (int64_t d = 0; d < depth; d++) zeroRun(panel + d * width + lines, width - lines);
   const int64_t whole = lines < 4 ? 0 : depth / 4 * 4;
-  for (int64_t d0 = 0; d0 < whole; d0 += 16) {
-    const int64_t d1 = imin(d0 + 16, whole);
+  for (int64_t d0 = 0; d0 < whole; d0 += 32) {
+    const int64_t d1 = imin(d0 + 32, whole);
+    for (int64_t i = 0; i < lines; i++) {
+      prefetchFar(rows[i], ahead + d0);
+      prefetchFar(rows[i], ahead + d0 + 16);
+    }
     for (int64_t i = 0; i < lines; i += 4) {
       const int64_t first = imin(i, lines - 4);
-      for (int64_t d = d0; d < d1; d += 4) transpose4x4(rows + first, d, panel + d * width + first, width);
+      const float *row0 = rows[first], *row1 = rows[first + 1], *row2 = rows[first + 2], *row3 = rows[first + 3];
+      for (int64_t d = d0; d < d1; d += 4)
+        transpose4x4(row0 + d, row1 + d, row2 + d, row3 + d, panel + d * width + first, width);
     }
   }
   for (int64_t d = whole; d < depth; d++)
@@ -74,7 +96,7 @@ struct LineMatrix {
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     const float *rows[kMaxLines];
     for (int64_t i = 0; i < lines; i++) rows[i] = data + (line + i) * stride + k0;
-    transposeRows(panel, width, rows, lines, depth);
+    transposeRows(panel, width, rows, lines, depth, width * stride);
   }
 };
 
@@ -85,7 +107,9 @@ struct DepthMatrix {
   DepthMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     for (int64_t d = 0; d < depth; d++) {
-      copyRun(panel + d * width, data + (k0 + d) * stride + line, lines);
+      const float *from = data + (k0 + d) * stride + line;
+      for (int64_t i = 0; i < width; i += 16) prefetchFar(from, width + i);
+      copyRun(panel + d * width, from, lines);
       zeroRun(panel + d * width + lines, width - lines);
     }
   }
