@@ -85,6 +85,7 @@ export function edmSigmas(steps: number, sigmaMin = 0.002, sigmaMax = 80, rho = 
   if (!(sigmaMin > 0 && sigmaMax > sigmaMin)) {
     throw new OptionError(`edmSigmas: expected 0 < sigmaMin < sigmaMax, got ${sigmaMin} and ${sigmaMax}.`);
   }
+  if (!(rho > 0)) throw new OptionError(`edmSigmas: rho is ${rho}, expected a number above 0.`);
   const [high, low] = [sigmaMax ** (1 / rho), sigmaMin ** (1 / rho)];
   return [...Array.from({ length: steps }, (_, i) => (high + (i / Math.max(steps - 1, 1)) * (low - high)) ** rho), 0];
 }

@@ -1,4 +1,5 @@
 /** The plain layers: Linear, Conv2d, GroupNorm, Embedding. */
+import { OptionError } from '../errors.js';
 import { conv2d } from '../ops/conv.js';
 import { embedding } from '../ops/index.js';
 import { type LinearOptions, linear } from '../ops/linear.js';
@@ -64,6 +65,7 @@ export class GroupNorm extends Module {
     private readonly eps = 1e-5,
   ) {
     super();
+    if (channels % groups !== 0) throw new OptionError(`GroupNorm: ${groups} groups do not divide ${channels} channels.`);
     this.weight = this.parameter('weight', ones([channels]));
     this.bias = this.parameter('bias', zeros([channels]));
   }
