@@ -9,28 +9,47 @@ export function packageVersion(): string {
 }
 
 export async function info(terminal: Terminal): Promise<number> {
-  const { devices, cpuVariants } = await import('../device.js');
-  const { native } = await import('../native.js');
-  const found = devices();
-  const report = {
+  const installation = {
     version: packageVersion(),
     node: process.versions.node,
     platform: `${process.platform}-${process.arch}`,
     memory: totalmem(),
-    abiVersion: native.abiVersion,
-    operations: native.opNames.length,
-    cpuVariants: cpuVariants(),
-    devices: found,
   };
-  terminal.data(report);
-  terminal.print(`diffit ${report.version}, Node ${report.node}, ${report.platform}, ${gib(report.memory)} of memory`);
-  terminal.print(`addon: ABI ${report.abiVersion}, ${report.operations} operations`);
-  for (const { name, available, model, variant, threads, memory, reason } of found) {
+  const { version, node, platform, memory } = installation;
+  terminal.print(`diffit ${version}, Node ${node}, ${platform}, ${gib(memory)} of memory`);
+  const addon = await loadAddon();
+  if (addon instanceof Error) {
+    terminal.data({ ...installation, addon: { available: false, reason: addon.message } });
+    terminal.print(`addon: not available. ${addon.message}`);
+    return 1;
+  }
+  const { abiVersion, opNames } = addon.native;
+  const devices = addon.devices();
+  const cpuVariants = addon.cpuVariants();
+  terminal.data({
+    ...installation,
+    addon: { available: true, abiVersion, operations: opNames.length },
+    cpuVariants,
+    devices,
+  });
+  terminal.print(`addon: ABI ${abiVersion}, ${opNames.length} operations`);
+  for (const { name, available, model, variant, threads, memory, reason } of devices) {
     if (!available) terminal.print(`${name}: not available. ${reason}`);
     else terminal.print(`${name}: ${model}, ${variant}, ${threads} threads${memory ? `, ${gib(memory)}` : ''}`);
   }
-  terminal.print(`CPU code paths: ${report.cpuVariants.join(', ')}`);
+  terminal.print(`CPU code paths: ${cpuVariants.join(', ')}`);
   return 0;
+}
+
+/** The modules that need the addon; or why it did not load, which is what info is there to say. */
+async function loadAddon() {
+  try {
+    const { cpuVariants, devices } = await import('../device.js');
+    const { native } = await import('../native.js');
+    return { cpuVariants, devices, native };
+  } catch (error) {
+    return error instanceof Error ? error : new Error(String(error));
+  }
 }
 
 function gib(bytes: number): string {

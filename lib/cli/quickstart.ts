@@ -34,7 +34,7 @@ terminal.print(
 const progress = await terminal.progress('Training, seconds', trainingSeconds);
 const onStep = ({ step, loss, imagesPerSecond }: StepReport): void =>
   progress.update(
-    Math.min(Math.round(seconds()), trainingSeconds),
+    Math.min(Math.floor(seconds()), trainingSeconds),
     `step ${step}  loss ${loss.toFixed(4)}  ${imagesPerSecond.toFixed(0)} images/s`,
   );
 const timeout = AbortSignal.timeout(Math.ceil(1000 * (trainingSeconds - seconds())));

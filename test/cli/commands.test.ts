@@ -167,6 +167,38 @@ function start(...argv: string[]): ChildProcess & { stderr: NonNullable<ChildPro
   return child as ReturnType<typeof start>;
 }
 
+/** Resolves when the log in a run's folder has `steps` steps, or the process has ended. */
+async function logged(out: string, steps: number, child: ChildProcess): Promise<void> {
+  while ((await readLog(join(out, 'log.jsonl'))).length < steps && child.exitCode === null) await setTimeout(50);
+}
+
+t.test('a killed process, resumed, gives the loss curve of an uninterrupted one', async (t) => {
+  const { folder, recipe } = await workplace(t);
+  const [whole, killed] = [join(folder, 'whole'), join(folder, 'killed')];
+  const argv = (out: string) => [
+    'train',
+    '--recipe',
+    recipe,
+    '--out',
+    out,
+    '--checkpoint-every',
+    '3',
+    '--sample-every',
+    '0',
+  ];
+  const child = start(...argv(killed), '--steps', '1000000');
+  const exited = new Promise((resolve) => child.on('exit', resolve));
+  await logged(killed, 5, child);
+  child.kill('SIGKILL');
+  await exited;
+  const done = (await readLog(join(killed, 'log.jsonl'))).length;
+  const steps = String(done + 4);
+  t.match(await diffit(...argv(killed), '--steps', steps, '--resume'), { code: 0 });
+  t.match(await diffit(...argv(whole), '--steps', steps), { code: 0 });
+  const losses = async (out: string) => (await readLog(join(out, 'log.jsonl'))).map(({ step, loss }) => [step, loss]);
+  t.same(await losses(killed), await losses(whole), `killed after step ${done}`);
+});
+
 for (const [signal, code] of [
   ['SIGINT', 130],
   ['SIGTERM', 143],
@@ -179,7 +211,7 @@ for (const [signal, code] of [
     child.stderr.on('data', (text: string) => said.push(text));
     const log = join(out, 'log.jsonl');
     const exited = new Promise((resolve) => child.on('exit', (...status) => resolve(status)));
-    while ((await readLog(log)).length < 3 && child.exitCode === null) await setTimeout(50);
+    await logged(out, 3, child);
     child.kill(signal);
     child.kill(signal); // as npm does when Ctrl-C has already reached all
     const exit = await exited;

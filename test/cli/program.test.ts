@@ -33,7 +33,7 @@ t.test('info', async (t) => {
   t.equal(report.node, process.versions.node);
   t.match(report.devices[0], { name: 'cpu', available: true, threads: Number });
   t.match(report.devices[1], { name: 'cuda' });
-  t.ok(report.operations > 20 && report.cpuVariants.length > 0);
+  t.ok(report.addon.operations > 20 && report.cpuVariants.length > 0);
   t.match(await diffit('info'), { code: 0, out: /^diffit .*\naddon: .*\ncpu: /, err: '' });
 });
 

@@ -211,6 +211,7 @@ for (const name of ['edm0', 'edm1']) {
       ema.update(decay);
       assertClose(t, (await average.data()) as Float32Array, at(`ema.${name}.out`, k).data, tolerance, `update ${k}`);
     }
+    t.equal(edmEmaDecay(0, 2, { halfLifeImages: 2, rampUp: null }), 0.5, 'without ramp-up');
     ema.reset();
     t.same(await average.toArray(), await weight.toArray());
     ema.dispose();
