@@ -17,13 +17,13 @@
 /* Memory of one thread beside forward's, whose m.sum holds dq here. */
 struct GradientScratch {
   AttentionScratch m;
-  float *dkeys, *dvalues;     /* [tokens, padded] */
-  float *queryRows, *dyRows;  /* [tile, padded] */
-  float *dyColumns;           /* [padded, tile] */
-  float *dlogits;             /* [kKeyBlock, tile] */
-  float *windowSum;           /* dS of a small window: per tile [tokens, tile] */
-  float *delta, *scales;      /* [tile] */
-  float *zeros;               /* [padded] */
+  float *dkeys, *dvalues; /* [tokens, padded] */
+  float *queryRows, *dyRows; /* [tile, padded] */
+  float *dyColumns; /* [padded, tile] */
+  float *dlogits; /* [kKeyBlock, tile] */
+  float *windowSum; /* dS of a small window: per tile [tokens, tile] */
+  float *delta, *scales; /* [tile] */
+  float *zeros; /* [padded] */
 };
 static int64_t carveGradient(const AttentionSizes &s, float *base, GradientScratch *g) {
   const int64_t start = carveAttention(s, base, &g->m) / (int64_t)sizeof(float);
@@ -51,8 +51,8 @@ static void tileDelta(const AttentionSizes &s, const GradientScratch &g, const f
       b[r] = set1(0.0f);
       if (t >= ni) continue;
       for (int64_t c = 0; c < s.dim; c += kLanes)
-        b[r] += load(g.dyRows + t * s.padded + c) *
-                (loadColumns(y + offsets[t] * stride, c, s.dim) - load(g.m.timeV + c));
+        b[r] +=
+            load(g.dyRows + t * s.padded + c) * (loadColumns(y + offsets[t] * stride, c, s.dim) - load(g.m.timeV + c));
     }
     transposeSquare(b);
     for (int64_t r = 1; r < kLanes; r++) b[0] += b[r];
@@ -72,13 +72,13 @@ static void foldTable(const AttentionSizes &s, const float *dlogits, int64_t ld,
 
 /* One tile of queries against all keys: g.m.sum = dq^T / scale, and what it adds to dkeys, dvalues and the bias. */
 template <int VECTORS>
-static void gradientTile(const AttentionSizes &s, const GradientScratch &g, const float *column, float *dcolumn,
-                         int64_t i0, int64_t ni) {
+static void gradientTile(const AttentionSizes &s, const GradientScratch &g, HeadBias bias, float *dcolumn, int64_t i0,
+                         int64_t ni) {
   constexpr int64_t ld = VECTORS * kLanes;
   const AttentionScratch &m = g.m;
   for (int64_t j0 = 0; j0 < s.tokens; j0 += kKeyBlock) {
     const int64_t nj = imin(kKeyBlock, s.tokens - j0);
-    tileLogits<VECTORS>(s, m, column, i0, ni, j0, nj);
+    tileLogits<VECTORS>(s, m, bias, i0, ni, j0, nj);
     productRows<VECTORS, false>(nj, s.dim, m.values + j0 * s.padded, s.padded, g.dyColumns, ld, nullptr, nullptr,
                                 g.dlogits, ld);
     for (int64_t j = 0; j < nj; j++)
@@ -102,37 +102,38 @@ static void gradientTile(const AttentionSizes &s, const GradientScratch &g, cons
   }
 }
 
-static void gradientTileOf(int vectors, const AttentionSizes &s, const GradientScratch &g, const float *column,
+static void gradientTileOf(int vectors, const AttentionSizes &s, const GradientScratch &g, HeadBias bias,
                            float *dcolumn, int64_t i0, int64_t ni) {
-  if (vectors == 1) gradientTile<1>(s, g, column, dcolumn, i0, ni);
-  if (vectors == 2) gradientTile<2>(s, g, column, dcolumn, i0, ni);
-  if (kTileVectors == 4 && vectors == 3) gradientTile<kTileVectors == 4 ? 3 : 1>(s, g, column, dcolumn, i0, ni);
-  if (kTileVectors == 4 && vectors == 4) gradientTile<kTileVectors>(s, g, column, dcolumn, i0, ni);
+  if (vectors == 1) gradientTile<1>(s, g, bias, dcolumn, i0, ni);
+  if (vectors == 2) gradientTile<2>(s, g, bias, dcolumn, i0, ni);
+  if (kTileVectors == 4 && vectors == 3) gradientTile<kTileVectors == 4 ? 3 : 1>(s, g, bias, dcolumn, i0, ni);
+  if (kTileVectors == 4 && vectors == 4) gradientTile<kTileVectors>(s, g, bias, dcolumn, i0, ni);
 }
 
 /* Everything of one call that a task reads or writes. */
 struct GradientCall {
   AttentionSizes s;
   AttentionTasks tasks;
-  const float *qkv, *time, *columns, *y, *lse, *dy;
+  BiasTable bias;
+  const float *qkv, *time, *y, *lse, *dy;
   float *dqkv;
-  float *timeParts;  /* [task, 2, padded]: sums of dq and of dy over the task's tokens */
-  float *tableParts; /* [task, tableRows], or NULL: not wanted */
+  float *timeParts; /* [part, 2, padded]: sums of dq and of dy over a part's tokens */
+  float *tableParts; /* [part, tableRows], or NULL: not wanted */
   const int64_t *offsets;
   float scale;
+  int64_t parts() const { return s.batch * tasks.chunks * s.heads; } /* a part: one group of windows and one head */
 };
 
 /* The gradient of one window and head; dqSum and dySum [padded] and dcolumn [tableRows] are added to. */
-static void gradientWindow(const GradientCall &call, const GradientScratch &g, const AttentionPlace &place,
+static void gradientWindow(const GradientCall &call, const GradientScratch &g, int64_t sample, int64_t head,
                            int64_t window, float *dqSum, float *dySum, float *dcolumn) {
   const AttentionSizes &s = call.s;
   const int64_t stride = 3 * s.channels, gridTokens = s.height * s.width, corner = windowOrigin(s, window);
-  const int64_t first = place.sample * gridTokens + corner, channel = place.head * s.dim;
+  const int64_t first = sample * gridTokens + corner, channel = head * s.dim;
   const float *q = call.qkv + first * stride + channel;
   float *dq = call.dqkv + first * stride + channel;
   const float *y = call.y + first * s.channels + channel, *dy = call.dy + first * s.channels + channel;
-  const float *lse = call.lse + (place.sample * s.heads + place.head) * gridTokens + corner;
-  const float *column = call.columns ? call.columns + place.head * s.tableRows : nullptr;
+  const float *lse = call.lse + (sample * s.heads + head) * gridTokens + corner;
 
   gatherRows(s, q + s.channels, stride, call.offsets, s.tokens, g.m.keys);
   gatherRows(s, q + 2 * s.channels, stride, call.offsets, s.tokens, g.m.values);
@@ -146,7 +147,7 @@ static void gradientWindow(const GradientCall &call, const GradientScratch &g, c
     packTile(s, dy, s.channels, offsets, ni, g.zeros, 1.0f, vectors, g.dyColumns, g.dyRows);
     tileDelta(s, g, y, s.channels, offsets, ni);
     for (int64_t i = 0; i < vectors * kLanes; i++) g.m.lse[i] = i < ni ? lse[offsets[i]] : 0.0f;
-    gradientTileOf(vectors, s, g, column, dcolumn, i0, ni);
+    gradientTileOf(vectors, s, g, call.bias.head(s, head), dcolumn, i0, ni);
     unpackTile(s, g.m.sum, vectors, g.scales, g.zeros, ni, dq, stride, offsets, dqSum);
     for (int64_t i = 0; i < ni; i++)
       for (int64_t c = 0; c < s.padded; c += kLanes)
@@ -156,41 +157,51 @@ static void gradientWindow(const GradientCall &call, const GradientScratch &g, c
   scatterRows(s, g.dvalues, s.tokens, dq + 2 * s.channels, stride, call.offsets);
 }
 
-static void gradientTask(const GradientCall &call, const GradientScratch &g, int64_t index) {
+/* One group of windows and one head. */
+static void gradientPart(const GradientCall &call, const GradientScratch &g, const AttentionPlace &place,
+                         int64_t head) {
   const AttentionSizes &s = call.s;
-  const AttentionPlace place = attentionPlace(s, call.tasks, index);
   const bool small = s.tokens <= kSmallWindow;
-  const int64_t windowSumSize = s.tokens * roundUp(s.tokens, kLanes);
-  float *dqSum = call.timeParts + index * 2 * s.padded, *dySum = dqSum + s.padded;
-  float *dcolumn = call.tableParts ? call.tableParts + index * s.tableRows : nullptr;
+  const int64_t part = (place.sample * call.tasks.chunks + place.chunk) * s.heads + head;
+  float *dqSum = call.timeParts + part * 2 * s.padded, *dySum = dqSum + s.padded;
+  float *dcolumn = call.tableParts ? call.tableParts + part * s.tableRows : nullptr;
   memset(dqSum, 0, (size_t)(2 * s.padded) * sizeof(float));
-  memset(g.zeros, 0, (size_t)s.padded * sizeof(float));
-  for (int64_t i = 0; i < kTileQueries; i += kLanes) store(g.scales + i, set1(call.scale));
-  loadTime(s, call.time, place.sample, 0, place.head, g.m.timeQ);
-  loadTime(s, call.time, place.sample, 2, place.head, g.m.timeV);
-  if (call.columns && small) expandSmallBias(s, call.columns + place.head * s.tableRows, g.m.bias);
   if (dcolumn) memset(dcolumn, 0, (size_t)s.tableRows * sizeof(float));
-  if (dcolumn && small) memset(g.windowSum, 0, (size_t)windowSumSize * sizeof(float));
-
+  if (dcolumn && small) memset(g.windowSum, 0, (size_t)(s.tokens * roundUp(s.tokens, kLanes)) * sizeof(float));
+  loadTime(s, call.time, place.sample, 0, head, g.m.timeQ);
+  loadTime(s, call.time, place.sample, 2, head, g.m.timeV);
   for (int64_t w = place.firstWindow; w < place.lastWindow; w++)
-    gradientWindow(call, g, place, w, dqSum, dySum, dcolumn);
-
+    gradientWindow(call, g, place.sample, head, w, dqSum, dySum, dcolumn);
   if (!dcolumn || !small) return;
   for (int64_t i0 = 0; i0 < s.tokens; i0 += kTileQueries) {
     const int64_t ni = imin(kTileQueries, s.tokens - i0);
-    foldTable(s, g.windowSum + i0 * s.tokens, tileVectors(ni) * kLanes, i0, ni, 0, s.tokens, dcolumn);
+    foldTable(s, g.windowSum + i0 * s.tokens, roundUp(ni, kLanes), i0, ni, 0, s.tokens, dcolumn);
   }
 }
 
-/* dtime [batch, 3, channels] and dtable [tableRows, heads] from the parts of all tasks, in their order. */
+static void gradientTask(const GradientCall &call, const GradientScratch &g, int64_t index) {
+  const AttentionSizes &s = call.s;
+  const AttentionPlace place = attentionPlace(s, call.tasks, index);
+  if (call.tasks.warm) {
+    warmRows(s, place, call.qkv, 3 * s.channels);
+    warmRows(s, place, call.y, s.channels);
+    warmRows(s, place, call.dy, s.channels);
+    warmRows(s, place, call.dqkv, 3 * s.channels);
+  }
+  memset(g.zeros, 0, (size_t)s.padded * sizeof(float));
+  for (int64_t i = 0; i < kTileQueries; i += kLanes) store(g.scales + i, set1(call.scale));
+  for (int64_t head = place.firstHead; head < place.lastHead; head++) gradientPart(call, g, place, head);
+}
+
+/* dtime [batch, 3, channels] and dtable [tableRows, heads] from their parts, in order. */
 static void foldTimeParts(const GradientCall &call, float *dtime) {
   const AttentionSizes &s = call.s;
   memset(dtime, 0, (size_t)(s.batch * 3 * s.channels) * sizeof(float));
-  for (int64_t task = 0; task < call.tasks.total; task++) {
-    const AttentionPlace place = attentionPlace(s, call.tasks, task);
-    for (int64_t part = 0; part < 2; part++) {
-      const float *from = call.timeParts + (task * 2 + part) * s.padded;
-      float *to = dtime + (place.sample * 3 + 2 * part) * s.channels + place.head * s.dim;
+  for (int64_t part = 0; part < call.parts(); part++) {
+    const int64_t sample = part / (call.tasks.chunks * s.heads), head = part % s.heads;
+    for (int64_t i = 0; i < 2; i++) {
+      const float *from = call.timeParts + (part * 2 + i) * s.padded;
+      float *to = dtime + (sample * 3 + 2 * i) * s.channels + head * s.dim;
       for (int64_t c = 0; c < s.dim; c++) to[c] += from[c];
     }
   }
@@ -201,18 +212,18 @@ static void foldTableParts(diffit_context *ctx, const GradientCall &call, float 
     float sum[64];
     for (int64_t h = 0; h < s.heads; h++) {
       memset(sum, 0, sizeof sum);
-      for (int64_t task = h; task < call.tasks.total; task += s.heads)
-        for (int64_t r = begin; r < end; r++) sum[r - begin] += call.tableParts[task * s.tableRows + r];
+      for (int64_t part = h; part < call.parts(); part += s.heads)
+        for (int64_t r = begin; r < end; r++) sum[r - begin] += call.tableParts[part * s.tableRows + r];
       for (int64_t r = begin; r < end; r++) dtable[r * s.heads + h] = sum[r - begin];
     }
   });
 }
 
 static diffit_status attention_backward_op(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
-                                           const diffit_tensor *table, const diffit_tensor *y,
-                                           const diffit_tensor *lse, const diffit_tensor *dy, diffit_tensor *dqkv,
-                                           diffit_tensor *dtime, diffit_tensor *dtable, int64_t heads, int64_t windowH,
-                                           int64_t windowW, double scale) {
+                                           const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
+                                           const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
+                                           diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
+                                           double scale) {
   const diffit_status status = checkAttention(ctx, "attention_backward", qkv, time, table, heads, windowH, windowW);
   if (status != DIFFIT_OK) return status;
   GradientCall call;
@@ -235,7 +246,13 @@ static diffit_status attention_backward_op(diffit_context *ctx, const diffit_ten
     REQUIRE(numel(dtable) == s.tableRows * s.heads);
   }
 
-  call.tasks = attentionTasks(s, false);
+  if (allTokens == 0) {
+    if (dtime) memset(f32(dtime), 0, (size_t)numel(dtime) * sizeof(float));
+    if (dtable) memset(f32(dtable), 0, (size_t)numel(dtable) * sizeof(float));
+    return DIFFIT_OK;
+  }
+
+  call.tasks = attentionTasks(s, 8 * s.channels * (int64_t)sizeof(float), false);
   call.qkv = f32(qkv);
   call.time = time ? f32(time) : nullptr;
   call.y = f32(y);
@@ -244,21 +261,18 @@ static diffit_status attention_backward_op(diffit_context *ctx, const diffit_ten
   call.dqkv = f32(dqkv);
   call.scale = (float)scale;
   int64_t *offsets = (int64_t *)diffit_cpu_shared(ctx, 0, (size_t)s.tokens * sizeof(int64_t));
-  float *columns = nullptr;
   call.tableParts = nullptr;
-  if (table) columns = (float *)diffit_cpu_shared(ctx, 1, (size_t)(heads * s.tableRows + kLanes) * sizeof(float));
-  call.timeParts = (float *)diffit_cpu_shared(ctx, 2, (size_t)(call.tasks.total * 2 * s.padded) * sizeof(float) + 1);
+  call.timeParts = (float *)diffit_cpu_shared(ctx, 2, (size_t)(call.parts() * 2 * s.padded) * sizeof(float) + 1);
   if (dtable)
-    call.tableParts = (float *)diffit_cpu_shared(ctx, 3, (size_t)(call.tasks.total * s.tableRows) * sizeof(float) + 1);
+    call.tableParts = (float *)diffit_cpu_shared(ctx, 3, (size_t)(call.parts() * s.tableRows) * sizeof(float) + 1);
   GradientScratch sizing;
   const size_t bytes = (size_t)carveGradient(s, nullptr, &sizing);
-  bool enough = offsets && (columns || !table) && call.timeParts && (call.tableParts || !dtable);
+  bool enough = offsets && call.timeParts && (call.tableParts || !dtable) &&
+                prepareBias(ctx, s, table ? f32(table) : nullptr, &call.bias);
   for (int t = 0; t < diffit_cpu_threads(ctx); t++) enough = enough && diffit_cpu_scratch(ctx, t, 0, bytes);
   if (!enough) return diffit_cpu_fail(ctx, DIFFIT_OUT_OF_MEMORY, "attention_backward: no memory for scratch");
   fillTokenOffsets(s, offsets);
-  if (table) splitTable(s, f32(table), columns);
   call.offsets = offsets;
-  call.columns = columns;
 
   parallelChunks(ctx, call.tasks.total, 1, [&](int64_t index, int64_t, int thread) {
     GradientScratch g;

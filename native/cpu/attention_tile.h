@@ -16,17 +16,19 @@ static constexpr int kTileVectors = 4;
 static constexpr int kTileVectors = 2;
 #endif
 static constexpr int64_t kTileQueries = kTileVectors * kLanes;
-static constexpr int64_t kKeyBlock = 64;       /* keys whose logits are held at once */
-static constexpr int64_t kSmallWindow = 64;    /* up to here the bias of a whole window is expanded once per task */
-static constexpr int64_t kTokensPerTask = 256; /* small windows are taken together up to this many tokens */
+static constexpr int64_t kKeyBlock = 64; /* keys whose logits are held at once */
+static constexpr int64_t kSmallWindow = 64; /* up to here the bias of whole windows is expanded, once per call */
+static constexpr int64_t kTaskBytes = 1 << 18; /* small windows are taken together up to this much memory */
+static constexpr int64_t kTaskQueries = 256; /* large ones are cut in parts of so many queries, where they can be */
+static constexpr int64_t kManyTasks = 32; /* with so many groups of windows, a task takes all heads of a group */
 static_assert(kSmallWindow <= kKeyBlock, "a small window is one key block");
 
 struct AttentionSizes {
   int64_t batch, height, width, channels, heads, dim, windowH, windowW;
-  int64_t padded;    /* dim rounded up to whole vectors */
-  int64_t tokens;    /* in a window */
-  int64_t windowsX;  /* windows across the grid */
-  int64_t windows;   /* in a sample */
+  int64_t padded; /* dim rounded up to whole vectors */
+  int64_t tokens; /* in a window */
+  int64_t windowsX; /* windows across the grid */
+  int64_t windows; /* in a sample */
   int64_t tableRows; /* (2 windowH - 1)(2 windowW - 1) */
 };
 
@@ -171,8 +173,7 @@ static void packTile(const AttentionSizes &s, const float *from, int64_t stride,
 /* The way back: columns[c, query] * scale[query] + shift[c] -> the tokens' rows. If `sums` is given, the rows are also
    added to it. */
 static void unpackTile(const AttentionSizes &s, const float *columns, int vectors, const float *scale,
-                       const float *shift, int64_t ni, float *to, int64_t stride, const int64_t *offsets,
-                       float *sums) {
+                       const float *shift, int64_t ni, float *to, int64_t stride, const int64_t *offsets, float *sums) {
   const int64_t ld = vectors * kLanes;
   for (int64_t c = 0; c < s.dim; c += kLanes) {
     const vf add = load(shift + c);
@@ -226,7 +227,7 @@ static void productBlock(int64_t depth, const float *a, int64_t lda, const float
 template <int VECTORS, bool TURNED>
 static void productRows(int64_t rows, int64_t depth, const float *a, int64_t lda, const float *b, int64_t ldb,
                         const float *init, const float *scale, float *c, int64_t ldc) {
-  constexpr int kRows = VECTORS == 1 || kTileVectors == 4 && VECTORS < 4 ? 8 : 6;
+  constexpr int kRows = VECTORS == 1 || (kTileVectors == 4 && VECTORS < 4) ? 8 : 6;
   for (int64_t done = 0; done < rows;) {
     const float *ar = a + done * (TURNED ? 1 : lda);
     const float *ir = init ? init + done * ldc : nullptr;
