@@ -31,6 +31,13 @@ static double sumSquaredDistance(const float *x, int64_t n, float mean) {
 
 static bool isVector(const diffit_tensor *t, int64_t n) { return t->dtype == DIFFIT_F32 && numel(t) == n; }
 
+/* Number of rows: all dimensions but the last. */
+static int64_t leadingRows(const diffit_tensor *t) {
+  int64_t rows = 1;
+  for (int d = 0; d < t->ndim - 1; d++) rows *= t->shape[d];
+  return rows;
+}
+
 /* ---- layer norm --------------------------------------------------------------------------------- */
 
 static diffit_status layer_norm_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *w,
@@ -39,7 +46,7 @@ static diffit_status layer_norm_op(diffit_context *ctx, const diffit_tensor *x, 
   REQUIRE_F32(x);
   REQUIRE_F32(y);
   REQUIRE(x->ndim >= 1 && numel(y) == numel(x));
-  const int64_t n = lastDim(x), rows = n > 0 ? numel(x) / n : 0;
+  const int64_t n = lastDim(x), rows = leadingRows(x);
   REQUIRE(!w || isVector(w, n));
   REQUIRE(!b || isVector(b, n));
   REQUIRE(!mean || isVector(mean, rows));
@@ -71,7 +78,7 @@ static diffit_status layer_norm_backward_op(diffit_context *ctx, const diffit_te
                                             diffit_tensor *dw, diffit_tensor *db) {
   REQUIRE_F32(x);
   REQUIRE(x->ndim >= 1);
-  const int64_t n = lastDim(x), rows = n > 0 ? numel(x) / n : 0;
+  const int64_t n = lastDim(x), rows = leadingRows(x);
   REQUIRE(!w || isVector(w, n));
   REQUIRE(isVector(mean, rows));
   REQUIRE(isVector(rstd, rows));

@@ -214,23 +214,26 @@ static diffit_status reduce_op(diffit_context *ctx, const diffit_tensor *x, diff
 /* Rows per task for rows of n elements that need an exponential each. */
 DIFFIT_INLINE int64_t softmaxGrain(int64_t n) { return imax(1, 4096 / imax(n, 1)); }
 
-/* y = e^(x - top), returns the sum. */
-DIFFIT_INLINE float expRow(const float *x, float *y, int64_t n, float top) {
-  vf sum = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const vf e = vexp(load(x + i) - top);
-    store(y + i, e);
-    sum += e;
+/* y = e^(x - top) unless y is null; returns the sum, in f64 over blocks of f32. */
+static double expRow(const float *x, float *y, int64_t n, float top) {
+  double total = 0;
+  for (int64_t at = 0; at < n; at += kSumBlock) {
+    const int64_t length = imin(kSumBlock, n - at), whole = length / kLanes * kLanes;
+    vf sum = {};
+    eachVector(whole, [=, &sum](auto get, auto put) {
+      const vf e = vexp(get(x + at) - top);
+      if (y) put(y + at, e);
+      sum += e;
+    });
+    if (whole < length) {
+      float last[kLanes] = {0};
+      storePartial(last, vexp(loadPartial(x + at + whole, length - whole) - top), length - whole);
+      if (y) memcpy(y + at + whole, last, (size_t)(length - whole) * sizeof(float));
+      sum += load(last);
+    }
+    total += hsum(sum);
   }
-  if (i < n) {
-    const vf e = vexp(loadPartial(x + i, n - i) - top);
-    storePartial(y + i, e, n - i);
-    float lanes[kLanes] = {0};
-    storePartial(lanes, e, n - i);
-    sum += load(lanes);
-  }
-  return hsum(sum);
+  return total;
 }
 
 static diffit_status softmax_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y) {
@@ -244,7 +247,7 @@ static diffit_status softmax_op(diffit_context *ctx, const diffit_tensor *x, dif
   parallelChunks(ctx, numel(x) / n, softmaxGrain(n), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
       float *row = out + r * n;
-      const float scale = 1.0f / expRow(in + r * n, row, n, maxRow(in + r * n, n));
+      const float scale = (float)(1.0 / expRow(in + r * n, row, n, maxRow(in + r * n, n)));
       mapVectors(row, row, 0, n, [=](vf v) { return v * scale; });
     }
   });
@@ -300,12 +303,7 @@ static diffit_status cross_entropy_op(diffit_context *ctx, const diffit_tensor *
   parallelChunks(ctx, rows, softmaxGrain(n), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
       const float *row = in + r * n, top = maxRow(row, n);
-      vf sum = {};
-      int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) sum += vexp(load(row + i) - top);
-      float total = hsum(sum);
-      for (; i < n; i++) total += ::expf(row[i] - top);
-      out[r] = ::logf(total) + (top - row[label[r]]);
+      out[r] = (float)::log(expRow(row, nullptr, n, top)) + (top - row[label[r]]);
     }
   });
   return DIFFIT_OK;
@@ -329,7 +327,7 @@ static diffit_status cross_entropy_backward_op(diffit_context *ctx, const diffit
   parallelChunks(ctx, rows, softmaxGrain(n), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
       float *row = out + r * n;
-      const float g = upstream[r], scale = g / expRow(in + r * n, row, n, maxRow(in + r * n, n));
+      const float g = upstream[r], scale = (float)(g / expRow(in + r * n, row, n, maxRow(in + r * n, n)));
       mapVectors(row, row, 0, n, [=](vf v) { return v * scale; });
       row[label[r]] -= g;
     }
