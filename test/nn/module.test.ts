@@ -38,6 +38,27 @@ const names = [
   'embed.mlp.2.bias',
 ];
 
+t.test('a module outlives the scope that made it, and dispose frees all of it', async (t) => {
+  const before = memory('cpu').liveBuffers;
+  const net = scope(() => new Net());
+  t.equal(memory('cpu').liveBuffers, before + names.length + 1, 'its tensors, and the frequencies');
+  scope(() =>
+    net.blocks
+      .at(0)
+      .forward(zeros([1, 4]))
+      .sum()
+      .backward(),
+  );
+  t.equal(memory('cpu').liveBuffers, before + names.length + 3, 'and two gradients');
+  net.dispose();
+  t.equal(memory('cpu').liveBuffers, before);
+  await assertFails(t, () => net.blocks.at(0).forward(zeros([1, 4])), 'DisposedError', /was disposed/);
+  {
+    using inside = new Linear(2, 2);
+    t.equal(memory('cpu').liveBuffers, before + 3, `${inside.parameterCount()} parameters, one input`);
+  }
+});
+
 t.test('parameters and buffers go by PyTorch names', async (t) => {
   const net = new Net();
   const trainable = names.filter((name) => name !== 'steps');
@@ -138,27 +159,6 @@ t.test('train and eval reach every child', async (t) => {
   t.ok(all.every((module) => !module.training));
   net.train();
   t.ok(all.every((module) => module.training));
-});
-
-t.test('a module outlives the scope that made it, and dispose frees all of it', async (t) => {
-  const before = memory('cpu').liveBuffers;
-  const net = scope(() => new Net());
-  t.equal(memory('cpu').liveBuffers, before + names.length + 1, 'its tensors, and the frequencies');
-  scope(() =>
-    net.blocks
-      .at(0)
-      .forward(zeros([1, 4]))
-      .sum()
-      .backward(),
-  );
-  t.equal(memory('cpu').liveBuffers, before + names.length + 3, 'and two gradients');
-  net.dispose();
-  t.equal(memory('cpu').liveBuffers, before);
-  await assertFails(t, () => net.blocks.at(0).forward(zeros([1, 4])), 'DisposedError', /was disposed/);
-  {
-    using inside = new Linear(2, 2);
-    t.equal(memory('cpu').liveBuffers, before + 3, `${inside.parameterCount()} parameters, one input`);
-  }
 });
 
 t.test('layers equal their formulas', (t) =>

@@ -58,6 +58,13 @@ const chains: Record<string, { shapes: number[][]; run: (x: Tensor[]) => Tensor;
     ],
     run: ([qkv, time, table]) => F.attention(qkv, { heads: 2, window: [2, 2], time, table }),
   },
+  'attention with a table per sample': {
+    shapes: [
+      [2, 2, 4, 24],
+      [2, 9, 2],
+    ],
+    run: ([qkv, table]) => F.attention(qkv, { heads: 2, window: [2, 2], table }),
+  },
   'attention over tokens from a linear': {
     shapes: [
       [1, 3, 3, 8],
