@@ -19,6 +19,9 @@ export interface TrainingSettings {
   emaRampUp?: number;
   /** Random horizontal flips. */
   flip: boolean;
+  /** ln(sigma) ~ N(pMean, pStd^2) in training. Defaults: EDM's -1.2 and 1.2. */
+  pMean?: number;
+  pStd?: number;
 }
 
 /** A model by name. */
@@ -39,14 +42,22 @@ export const presets: Readonly<Record<string, Preset>> = {
       inChannels: 1,
       baseChannels: 32,
       channelMult: [1, 1, 2],
-      numBlocks: [1, 2, 2],
-      windowSize: [4, 4, 8],
+      numBlocks: [1, 2, 4],
+      windowSize: [4, 8, 8],
       timeDim: 128,
       numClasses: 10,
       channelsPerHead: 32,
     },
     dataset: 'mnist',
-    training: { batch: 64, lr: 1e-3, lrRampImages: 6_400, emaHalfLifeImages: 20_000, emaRampUp: 0.05, flip: false },
+    training: {
+      batch: 32,
+      lr: 1e-3,
+      lrRampImages: 3_200,
+      emaHalfLifeImages: 20_000,
+      emaRampUp: 0.05,
+      flip: false,
+      pMean: -0.4, // a digit's shape is decided at higher noise than a photo's
+    },
     sampler: { kind: 'edm', steps: 18 },
   },
   cifar10: {

@@ -27,6 +27,9 @@ const trainingSchema = z.strictObject({
   emaRampUp: z.number().positive().optional(),
   /** Random horizontal flips. */
   flip: z.boolean().default(false),
+  /** ln(sigma) ~ N(pMean, pStd^2); EDM's values by default. */
+  pMean: z.number().default(-1.2),
+  pStd: z.number().positive().default(1.2),
   /** Largest L2 norm of all gradients; absent: no clipping. */
   gradClip: z.number().positive().optional(),
 });

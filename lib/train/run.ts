@@ -99,7 +99,7 @@ export class TrainingRun {
       loader,
       seed,
       optimizer: new Adam(model.namedParameters(), { lr: training.lr, finiteOnly: true }),
-      objective: edmObjective(),
+      objective: edmObjective({ pMean: training.pMean, pStd: training.pStd }),
       lr: options.lr ?? rampLr(training.lr, training.lrRampImages),
       emaDecay: (images, batch) =>
         edmEmaDecay(images, batch, {
