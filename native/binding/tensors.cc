@@ -25,22 +25,25 @@ bool getShape(napi_env env, const napi_value *arguments, const char *function, d
   tensor->dtype = (diffit_dtype)dtype;
   tensor->ndim = (int32_t)ndim;
   constexpr int64_t kMostBytes = (int64_t)1 << 52;
-  int64_t size = kElementBytes[dtype], nonzero = size; /* zero dimensions do not excuse absurd other ones */
+  int64_t size = kElementBytes[dtype]; /* a dimension of 0 does not excuse absurd other ones, so it is left out here */
+  bool empty = false;
   for (int i = 0; i < ndim; i++) {
     int64_t &extent = tensor->shape[i];
     double number;
     if (napi_get_value_double(env, arguments[2 + i], &number) != napi_ok || !toInteger(number, &extent) || extent < 0) {
-      const std::string name = what("dimension ") + format("%d", i);
-      if (getInteger(env, arguments[2 + i], name.c_str(), 0, kMostBytes, &extent)) continue;
+      getInteger(env, arguments[2 + i], what(format("dimension %d", i).c_str()).c_str(), 0, kMostBytes, &extent);
       return false;
     }
-    size *= extent;
-    if (extent > 0 && (nonzero > kMostBytes / extent || (nonzero *= extent) > kMostBytes)) {
+    if (extent == 0) {
+      empty = true;
+    } else if (size > kMostBytes / extent) {
       fail(env, kBadArgument, "%s: the tensor would have more than 2^52 bytes.", function);
       return false;
+    } else {
+      size *= extent;
     }
   }
-  *bytes = size;
+  *bytes = empty ? 0 : size;
   return true;
 }
 

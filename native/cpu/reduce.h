@@ -184,8 +184,9 @@ static diffit_status reduce_op(diffit_context *ctx, const diffit_tensor *x, diff
                                int64_t outer, int64_t n, int64_t inner) {
   REQUIRE_F32(x);
   REQUIRE(outer >= 0 && n >= 0 && inner >= 0);
-  REQUIRE(numel(x) == outer * n * inner);
-  REQUIRE(numel(y) == outer * inner);
+  int64_t results, elements;
+  REQUIRE(!__builtin_mul_overflow(outer, inner, &results) && numel(y) == results);
+  REQUIRE(!__builtin_mul_overflow(results, n, &elements) && numel(x) == elements);
   REQUIRE(kind >= DIFFIT_SUM && kind <= DIFFIT_ARGMAX);
   REQUIRE(y->dtype == (kind == DIFFIT_ARGMAX ? DIFFIT_I64 : DIFFIT_F32));
   if (outer * inner == 0) return DIFFIT_OK;
