@@ -36,9 +36,11 @@ export function denoise(
 
 /** The scalings of Table 1, each [B]. */
 function precondition(sigma: Tensor, sd: number): Record<'cSkip' | 'cOut' | 'cIn' | 'cNoise', Tensor> {
-  const norm = unary('rsqrt', affine(sigma.square(), 1, sd * sd)); // 1 / sqrt(sigma^2 + sd^2)
+  const total = affine(sigma.square(), 1, sd * sd);
+  const norm = unary('rsqrt', total);
   return {
-    cSkip: affine(norm.square(), sd * sd, 0),
+    // Not norm^2: at low noise D - y is a small difference, and shows every rounding of c_skip.
+    cSkip: affine(unary('reciprocal', total), sd * sd, 0),
     cOut: affine(mul(sigma, norm), sd, 0),
     cIn: norm,
     cNoise: affine(sigma.log(), 0.25, 0),
