@@ -7,10 +7,10 @@ import { ImageDiffiT } from '../../lib/models/image-diffit.js';
 import { Adam } from '../../lib/optim/index.js';
 import { scope } from '../../lib/scope.js';
 import {
-  assertClose,
   forEachDevice,
   loadFixture,
   maxElementError,
+  maxRelativeError,
   toTensor,
   toTensors,
   withoutLeaks,
@@ -25,7 +25,7 @@ function withoutKeys(name: string, data: Float32Array): Float32Array {
   return Float32Array.of(...data.subarray(0, third), ...data.subarray(2 * third));
 }
 
-t.test('every loss within 1e-4, every weight within 1e-4 of its largest', (t) =>
+t.test('every loss, and every weight after the last step', (t) =>
   forEachDevice(t, (t, device) => {
     setDefaultDevice(device);
     return withoutLeaks(t, device, async () => {
@@ -54,12 +54,13 @@ t.test('every loss within 1e-4, every weight within 1e-4 of its largest', (t) =>
         error <= 2e-6,
         `20 losses from ${losses[0].toFixed(3)} to ${losses[19].toFixed(3)}, relative error ${error.toExponential(1)}`,
       );
+      const errors = new Map<string, number>();
       for (const [name, value] of Object.entries(model.stateDict())) {
-        const [actual, expected] = [(await value.data()) as Float32Array, fixture.f32(`final.${name}`)].map((data) =>
-          withoutKeys(name, data),
-        );
-        assertClose(t, actual, expected, 1e-5, name);
+        const [actual, expected] = [(await value.data()) as Float32Array, fixture.f32(`final.${name}`)];
+        errors.set(name, maxRelativeError(withoutKeys(name, actual), withoutKeys(name, expected)));
       }
+      const [name, worst] = [...errors].reduce((a, b) => (b[1] > a[1] ? b : a));
+      t.ok(worst <= 1e-5, `${errors.size} weights after 20 steps, largest error ${worst.toExponential(1)} in ${name}`);
       optimizer.dispose();
       model.dispose();
     });
