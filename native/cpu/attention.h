@@ -85,8 +85,8 @@ static diffit_status checkAttention(diffit_context *ctx, const char *op, const d
 /* Row `part` (0 q, 1 k, 2 v) of the time token for one head, zeros without one; padded to whole vectors. */
 static void loadTime(const AttentionSizes &s, const float *time, int64_t sample, int64_t part, int64_t head,
                      float *row) {
-  const float *from = time + (sample * 3 + part) * s.channels + head * s.dim;
-  for (int64_t c = 0; c < s.dim; c += kLanes) store(row + c, time ? loadColumns(from, c, s.dim) : set1(0.0f));
+  const int64_t at = (sample * 3 + part) * s.channels + head * s.dim;
+  for (int64_t c = 0; c < s.dim; c += kLanes) store(row + c, time ? loadColumns(time + at, c, s.dim) : set1(0.0f));
 }
 
 /* Memory of one thread. */

@@ -137,8 +137,8 @@ static void gradientWindow(const GradientCall &call, const GradientScratch &g, i
 
   gatherRows(s, q + s.channels, stride, call.offsets, s.tokens, g.m.keys);
   gatherRows(s, q + 2 * s.channels, stride, call.offsets, s.tokens, g.m.values);
-  memset(g.dkeys, 0, (size_t)(s.tokens * s.padded) * sizeof(float));
-  memset(g.dvalues, 0, (size_t)(s.tokens * s.padded) * sizeof(float));
+  zeroFloats(g.dkeys, s.tokens * s.padded);
+  zeroFloats(g.dvalues, s.tokens * s.padded);
   for (int64_t i0 = 0; i0 < s.tokens; i0 += kTileQueries) {
     const int64_t ni = imin(kTileQueries, s.tokens - i0);
     const int64_t *offsets = call.offsets + i0;
@@ -165,9 +165,9 @@ static void gradientPart(const GradientCall &call, const GradientScratch &g, con
   const int64_t part = (place.sample * call.tasks.chunks + place.chunk) * s.heads + head;
   float *dqSum = call.timeParts + part * 2 * s.padded, *dySum = dqSum + s.padded;
   float *dcolumn = call.tableParts ? call.tableParts + part * s.tableRows : nullptr;
-  memset(dqSum, 0, (size_t)(2 * s.padded) * sizeof(float));
-  if (dcolumn) memset(dcolumn, 0, (size_t)s.tableRows * sizeof(float));
-  if (dcolumn && small) memset(g.windowSum, 0, (size_t)(s.tokens * roundUp(s.tokens, kLanes)) * sizeof(float));
+  zeroFloats(dqSum, 2 * s.padded);
+  if (dcolumn) zeroFloats(dcolumn, s.tableRows);
+  if (dcolumn && small) zeroFloats(g.windowSum, s.tokens * roundUp(s.tokens, kLanes));
   loadTime(s, call.time, place.sample, 0, head, g.m.timeQ);
   loadTime(s, call.time, place.sample, 2, head, g.m.timeV);
   for (int64_t w = place.firstWindow; w < place.lastWindow; w++)
@@ -188,7 +188,7 @@ static void gradientTask(const GradientCall &call, const GradientScratch &g, int
     warmRows(s, place, call.dy, s.channels);
     warmRows(s, place, call.dqkv, 3 * s.channels);
   }
-  memset(g.zeros, 0, (size_t)s.padded * sizeof(float));
+  zeroFloats(g.zeros, s.padded);
   for (int64_t i = 0; i < kTileQueries; i += kLanes) store(g.scales + i, set1(call.scale));
   for (int64_t head = place.firstHead; head < place.lastHead; head++) gradientPart(call, g, place, head);
 }
@@ -196,7 +196,7 @@ static void gradientTask(const GradientCall &call, const GradientScratch &g, int
 /* dtime [batch, 3, channels] and dtable [tableRows, heads] from their parts, in order. */
 static void foldTimeParts(const GradientCall &call, float *dtime) {
   const AttentionSizes &s = call.s;
-  memset(dtime, 0, (size_t)(s.batch * 3 * s.channels) * sizeof(float));
+  zeroFloats(dtime, s.batch * 3 * s.channels);
   for (int64_t part = 0; part < call.parts(); part++) {
     const int64_t sample = part / (call.tasks.chunks * s.heads), head = part % s.heads;
     for (int64_t i = 0; i < 2; i++) {
@@ -247,8 +247,8 @@ static diffit_status attention_backward_op(diffit_context *ctx, const diffit_ten
   }
 
   if (allTokens == 0) {
-    if (dtime) memset(f32(dtime), 0, (size_t)numel(dtime) * sizeof(float));
-    if (dtable) memset(f32(dtable), 0, (size_t)numel(dtable) * sizeof(float));
+    if (dtime) zeroFloats(f32(dtime), numel(dtime));
+    if (dtable) zeroFloats(f32(dtable), numel(dtable));
     return DIFFIT_OK;
   }
 

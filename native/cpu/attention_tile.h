@@ -23,6 +23,10 @@ static constexpr int64_t kTaskQueries = 256; /* large ones are cut in parts of s
 static constexpr int64_t kManyTasks = 32; /* with so many groups of windows, a task takes all heads of a group */
 static_assert(kSmallWindow <= kKeyBlock, "a small window is one key block");
 
+DIFFIT_INLINE void zeroFloats(float *p, int64_t n) {
+  if (n > 0) memset(p, 0, (size_t)n * sizeof(float)); /* p may be NULL where n is 0 */
+}
+
 struct AttentionSizes {
   int64_t batch, height, width, channels, heads, dim, windowH, windowW;
   int64_t padded; /* dim rounded up to whole vectors */
@@ -95,7 +99,7 @@ static void expandBias(const AttentionSizes &s, const float *column, int64_t i0,
     for (int64_t x = 0; x < length; x += kLanes) store(to + x, load(column + row + x));
   });
   if (ni < ld)
-    for (int64_t j = 0; j < nj; j++) memset(bias + j * ld + ni, 0, (size_t)(ld - ni) * sizeof(float));
+    for (int64_t j = 0; j < nj; j++) zeroFloats(bias + j * ld + ni, ld - ni);
 }
 
 /* b[0..kLanes) as a square matrix, transposed by log2(kLanes) perfect shuffles. */
