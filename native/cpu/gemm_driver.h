@@ -13,11 +13,13 @@
 #ifndef DIFFIT_CPU_GEMM_DRIVER_H
 #define DIFFIT_CPU_GEMM_DRIVER_H
 
-static constexpr int64_t kBlockDepth = 256; /* steps of k per packed block */
+static constexpr int64_t kBlockDepth = 384; /* steps of k per packed block */
 static constexpr int64_t kBlockFloats = (int64_t)1 << 17; /* of a tile's block of A: half of a usual L2 */
 static constexpr int64_t kTileFloats = (int64_t)1 << 17; /* of a tile's sums, when they wait for another block of k */
 static constexpr int64_t kTaskWork = (int64_t)1 << 21; /* multiply-adds worth handing to another thread */
 static constexpr int64_t kMaxTasks = 32; /* tiles are not cut smaller to have more tasks than this */
+static constexpr int64_t kGroupLines = 128; /* lines of A or B to pack in one go */
+static constexpr int64_t kGroupPanels = kGroupLines / kMaxCols;
 static constexpr int64_t kSharedFloats = (int64_t)1 << 23; /* most of B to keep packed */
 
 /* How one product is cut; a function of its sizes. */
@@ -34,6 +36,11 @@ struct GemmPlan {
   int64_t tasks() const { return batch * splits * rowTiles * colTiles; }
   int64_t blockDepth(int64_t block) const { return imin(depth, k - block * depth); }
   int64_t panelCols(int64_t panel) const { return imin(kMaxCols, paddedCols - panel * kMaxCols); }
+  /* Panels of B to pack together with the first: as many of the same width, before `end`. */
+  int64_t groupEnd(int64_t panel, int64_t end) const {
+    const int64_t whole = paddedCols / kMaxCols;
+    return panel >= whole ? panel + 1 : imin(imin(whole, end), panel + kGroupPanels);
+  }
   int64_t paddedRows() const { return rowPanels * panelRows; }
 };
 
@@ -85,6 +92,15 @@ static GemmPlan planGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool on
   return p;
 }
 
+/* What one task works on. */
+struct Tile {
+  int64_t i0, i1, j0, j1; /* panels */
+  int64_t firstBlock, endBlock; /* blocks of k */
+  int64_t firstRow; /* of this item of the batch, in y */
+  float *a, *b, *sums, *stage; /* the packed block of A, a group of panels of B, sums between blocks, for packers */
+  int64_t stride; /* of the sums' rows */
+};
+
 template <class A, class B>
 struct GemmCall {
   diffit_context *ctx;
@@ -102,76 +118,88 @@ struct GemmCall {
     return p;
   }
 
-  void packB(const B &matrix, float *to, int64_t panel, int64_t block, float *stage) const {
-    const int64_t col = panel * kMaxCols;
-    matrix.pack(to, plan.panelCols(panel), col, imin(kMaxCols, plan.n - col), block * plan.depth,
-                plan.blockDepth(block), stage);
+  /* Panels begin .. end of B (a group) at one block of k. */
+  void packB(const B &matrix, float *to, int64_t begin, int64_t end, int64_t block, float *stage) const {
+    const int64_t col = begin * kMaxCols;
+    packPanels(matrix, to, plan.panelCols(begin), col, imin(end * kMaxCols, plan.n) - col, block * plan.depth,
+               plan.blockDepth(block), stage);
   }
 
+  float *sharedPanel(int64_t panel, int64_t block) const {
+    return sharedB + block * plan.depth * plan.paddedCols + panel * kMaxCols * plan.blockDepth(block);
+  }
+
+  /* One group of panels of the shared B. */
   void packShared(int64_t index, int thread) {
+    const int64_t groups = ceilDiv(plan.colPanels, kGroupPanels), block = index / groups;
+    const int64_t first = index % groups * kGroupPanels, last = imin(first + kGroupPanels, plan.colPanels);
     float *stage = scratch(thread, kMaxLines * plan.depth);
-    if (!stage) return;
-    const int64_t block = index / plan.colPanels, panel = index % plan.colPanels;
-    packB(b.at(0), sharedB + block * plan.depth * plan.paddedCols + panel * kMaxCols * plan.blockDepth(block), panel,
-          block, stage);
+    for (int64_t j = first, end; stage && j < last; j = end) {
+      end = plan.groupEnd(j, last);
+      packB(b.at(0), sharedPanel(j, block), j, end, block, stage);
+    }
   }
 
   /* One tile of y, over one split of k. */
   void tile(int64_t index, int thread) {
     const GemmPlan &p = plan;
     const int64_t colTile = index % p.colTiles, rowTile = index / p.colTiles % p.rowTiles;
-    const int64_t split = index / (p.colTiles * p.rowTiles) % p.splits,
-                  item = index / (p.colTiles * p.rowTiles * p.splits);
-    const int64_t i0 = rowTile * p.tileRowPanels, i1 = imin(i0 + p.tileRowPanels, p.rowPanels);
-    const int64_t j0 = colTile * p.tileColPanels, j1 = imin(j0 + p.tileColPanels, p.colPanels);
-    const int64_t row0 = i0 * p.panelRows, col0 = j0 * kMaxCols;
-    const int64_t tileCols = imin(j1 * kMaxCols, p.paddedCols) - col0;
-    const int64_t firstBlock = split * p.splitBlocks, endBlock = imin(firstBlock + p.splitBlocks, p.blocks);
-    const bool single = endBlock - firstBlock == 1 && p.splits == 1;
+    const int64_t part = index / (p.colTiles * p.rowTiles), split = part % p.splits, item = part / p.splits;
+    Tile t;
+    t.i0 = rowTile * p.tileRowPanels, t.i1 = imin(t.i0 + p.tileRowPanels, p.rowPanels);
+    t.j0 = colTile * p.tileColPanels, t.j1 = imin(t.j0 + p.tileColPanels, p.colPanels);
+    t.firstBlock = split * p.splitBlocks, t.endBlock = imin(t.firstBlock + p.splitBlocks, p.blocks);
+    t.firstRow = item * p.m;
+    t.stride = imin(t.j1 * kMaxCols, p.paddedCols) - t.j0 * kMaxCols;
 
-    const int64_t aFloats = roundUp((i1 - i0) * p.panelRows * p.depth, 16), bFloats = p.shareB ? 0 : kMaxCols * p.depth;
-    const int64_t sumFloats = single || p.splits > 1 ? kMaxRows * kMaxCols : (i1 - i0) * p.panelRows * tileCols;
-    float *aBlock = scratch(thread, aFloats + bFloats + roundUp(sumFloats, 16) + kMaxLines * p.depth);
-    if (!aBlock) return;
-    float *bBlock = aBlock + aFloats, *sums = bBlock + bFloats, *stage = sums + roundUp(sumFloats, 16);
-    /* Where the sums of the tile's row 0, column 0 lie between blocks. */
-    int64_t stride = tileCols;
+    const int64_t rows = (t.i1 - t.i0) * p.panelRows;
+    const int64_t aFloats = roundUp(rows * p.depth, 16), bFloats = p.shareB ? 0 : kGroupLines * p.depth;
+    const int64_t sumFloats = t.firstBlock + 1 < t.endBlock && p.splits == 1 ? rows * t.stride : kMaxRows * kMaxCols;
+    t.a = scratch(thread, aFloats + bFloats + sumFloats + kMaxLines * p.depth);
+    if (!t.a) return;
+    t.b = t.a + aFloats;
+    t.sums = t.b + bFloats;
+    t.stage = t.sums + sumFloats;
     if (p.splits > 1) {
-      stride = p.paddedCols;
-      sums = partial + ((item * p.splits + split) * p.paddedRows() + row0) * stride + col0;
+      t.stride = p.paddedCols;
+      t.sums = partial + (part * p.paddedRows() + t.i0 * p.panelRows) * t.stride + t.j0 * kMaxCols;
     }
     const A aItem = a.at(item);
     const B bItem = b.at(item);
-    const bool straight = p.splits == 1 && epilogue.plain();
-
-    for (int64_t block = firstBlock; block < endBlock; block++) {
-      const int64_t depth = p.blockDepth(block);
-      const bool add = block > firstBlock, finish = block == endBlock - 1 && p.splits == 1;
-      for (int64_t j = j0; j < j1; j++) {
-        const int64_t col = j * kMaxCols, width = p.panelCols(j), cols = imin(width, p.n - col);
-        const float *bPanel;
-        if (p.shareB) {
-          bPanel = sharedB + block * p.depth * p.paddedCols + col * depth;
-        } else {
-          packB(bItem, bBlock, j, block, stage);
-          bPanel = bBlock;
-        }
-        const MicroKernel kernel = kMicroKernels[width / kLanes - 1][p.panelRows - 1];
-        for (int64_t i = i0; i < i1; i++) {
-          const int64_t row = i * p.panelRows, rows = imin(p.panelRows, p.m - row), global = item * p.m + row;
-          float *aPanel = aBlock + (i - i0) * p.panelRows * depth;
-          if (block == endBlock - 1 && p.splits == 1) epilogue.prefetch(global, rows, col, cols);
-          if (j == j0) aItem.pack(aPanel, p.panelRows, row, rows, block * p.depth, depth, stage);
-          if (straight && rows == p.panelRows && cols == width) {
-            kernel(depth, aPanel, bPanel, epilogue.y + global * p.n + col, p.n, add);
-            continue;
-          }
-          float *c = single ? sums : sums + (row - row0) * stride + col - col0;
-          const int64_t cStride = single ? kMaxCols : stride;
-          kernel(depth, aPanel, bPanel, c, cStride, add);
-          if (finish) finishTile(epilogue, c, cStride, global, rows, col, cols);
-        }
+    for (int64_t block = t.firstBlock; block < t.endBlock; block++)
+      for (int64_t j = t.j0, end; j < t.j1; j = end) {
+        end = p.groupEnd(j, t.j1);
+        float *panels = p.shareB ? sharedPanel(j, block) : t.b;
+        if (!p.shareB) packB(bItem, panels, j, end, block, t.stage);
+        for (int64_t width = p.panelCols(j); j < end; j++, panels += width * p.blockDepth(block))
+          column(t, aItem, panels, block, j);
       }
+  }
+
+  /* One panel of B against all rows of the tile, at one block of k. */
+  void column(const Tile &t, const A &aItem, const float *bPanel, int64_t block, int64_t j) {
+    const GemmPlan &p = plan;
+    const int64_t depth = p.blockDepth(block), col = j * kMaxCols, width = p.panelCols(j),
+                  cols = imin(width, p.n - col);
+    const bool add = block > t.firstBlock, finish = block == t.endBlock - 1 && p.splits == 1;
+    const bool single = !add && finish, straight = p.splits == 1 && cols == width && epilogue.plain();
+    const int64_t group = imax(1, kGroupLines / p.panelRows);
+    const MicroKernel kernel = kMicroKernels[width / kLanes - 1][p.panelRows - 1];
+    for (int64_t i = t.i0; i < t.i1; i++) {
+      const int64_t row = i * p.panelRows, rows = imin(p.panelRows, p.m - row), global = t.firstRow + row;
+      float *aPanel = t.a + (row - t.i0 * p.panelRows) * depth;
+      if (finish) epilogue.prefetch(global, rows, col, cols);
+      if (j == t.j0 && (i - t.i0) % group == 0)
+        packPanels(aItem, aPanel, p.panelRows, row, imin(imin(i + group, t.i1) * p.panelRows, p.m) - row,
+                   block * p.depth, depth, t.stage);
+      if (straight && rows == p.panelRows) {
+        kernel(depth, aPanel, bPanel, epilogue.y + global * p.n + col, p.n, add);
+        continue;
+      }
+      const int64_t stride = single ? kMaxCols : t.stride;
+      float *sums = single ? t.sums : t.sums + (i - t.i0) * p.panelRows * stride + (j - t.j0) * kMaxCols;
+      kernel(depth, aPanel, bPanel, sums, stride, add);
+      if (finish) finishTile(epilogue, sums, stride, global, rows, col, cols);
     }
   }
 
@@ -179,9 +207,8 @@ struct GemmCall {
   void combine(int64_t item, int64_t begin, int64_t end) {
     const GemmPlan &p = plan;
     const int64_t step = p.paddedRows() * p.paddedCols;
-    float *sums = partial + item * p.splits * step;
     for (int64_t row = begin; row < end; row++) {
-      float *first = sums + row * p.paddedCols;
+      float *first = partial + item * p.splits * step + row * p.paddedCols;
       for (int64_t col = 0; col < p.paddedCols; col += kLanes) {
         vf v = load(first + col);
         for (int64_t s = 1; s < p.splits; s++) v += load(first + s * step + col);
@@ -192,7 +219,6 @@ struct GemmCall {
   }
 };
 
-/* Both packers have at(item): the packer of that item of the batch. `oneB`: B is the same for all of them. */
 template <class A, class B>
 static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const Epilogue &epilogue, int64_t batch,
                               int64_t m, int64_t n, int64_t k, bool oneB) {
@@ -209,7 +235,7 @@ static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const
     if (!call.partial) call.failed = 1;
   }
   if (plan.shareB && !call.failed)
-    parallelChunks(ctx, plan.blocks * plan.colPanels, 1,
+    parallelChunks(ctx, plan.blocks * ceilDiv(plan.colPanels, kGroupPanels), 1,
                    [&](int64_t index, int64_t, int thread) { call.packShared(index, thread); });
   if (!call.failed)
     parallelChunks(ctx, plan.tasks(), 1, [&](int64_t index, int64_t, int thread) { call.tile(index, thread); });

@@ -26,7 +26,7 @@ static constexpr int kMaxVectors = 2;
 static constexpr int kMaxCols = kMaxVectors * kLanes;
 static constexpr int kMaxLines = kMaxRows > kMaxCols ? kMaxRows : kMaxCols;
 
-/* c has row stride ldc and is written whole (padded lanes too); `add` continues from what it holds. */
+/* c has row stride ldc and is written whole (padded lanes too); `add` adds to what it holds. */
 template <int MR, int NV>
 static void microKernel(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool add) {
   vf sum[MR][NV];
@@ -34,12 +34,6 @@ static void microKernel(int64_t k, const float *a, const float *b, float *c, int
   for (int r = 0; r < MR; r++)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) sum[r][v] = vf{};
-  if (add) {
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; r++)
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) sum[r][v] = load(c + r * ldc + v * kLanes);
-  }
   for (; k > 0; k--) {
     vf bs[NV];
 #pragma GCC unroll 2
@@ -52,6 +46,12 @@ static void microKernel(int64_t k, const float *a, const float *b, float *c, int
     }
     a += MR;
     b += NV * kLanes;
+  }
+  if (add) {
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; r++)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) sum[r][v] += load(c + r * ldc + v * kLanes);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < MR; r++)

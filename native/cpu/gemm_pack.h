@@ -105,14 +105,30 @@ struct DepthMatrix {
   const float *data;
   int64_t stride, step; /* to the next k; to the next matrix of the batch */
   DepthMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
-  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
-    for (int64_t d = 0; d < depth; d++) {
-      const float *from = data + (k0 + d) * stride + line;
-      for (int64_t i = 0; i < width; i += 16) prefetchFar(from, width + i);
-      copyRun(panel + d * width, from, lines);
-      zeroRun(panel + d * width + lines, width - lines);
+};
+
+/* Panels of `width` lines, one after the other, from `line` on until `lines` are packed. */
+template <class Packer>
+static void packPanels(const Packer &packer, float *panels, int64_t width, int64_t line, int64_t lines, int64_t k0,
+                       int64_t depth, float *stage) {
+  for (; lines > 0; panels += width * depth, line += width, lines -= width)
+    packer.pack(panels, width, line, imin(width, lines), k0, depth, stage);
+}
+
+/* All panels in one pass over k, so that each step reads one long run, and the runs of later steps are on their way. */
+static void packPanels(const DepthMatrix &matrix, float *panels, int64_t width, int64_t line, int64_t lines, int64_t k0,
+                       int64_t depth, float *) {
+  const int64_t whole = lines / width, rest = lines % width, ahead = 24 * matrix.stride;
+  const float *from = matrix.data + k0 * matrix.stride + line;
+  for (int64_t d = 0; d < depth; d++, from += matrix.stride) {
+    for (int64_t i = 0; i < lines; i += 16) prefetchFar(from, ahead + i);
+    float *to = panels + d * width;
+    for (int64_t q = 0; q < whole; q++, to += width * depth) copyRun(to, from + q * width, width);
+    if (rest > 0) {
+      copyRun(to, from + whole * width, rest);
+      zeroRun(to + rest, width - rest);
     }
   }
-};
+}
 
 #endif
