@@ -3,8 +3,8 @@
  * read from the relative-position table and the time token's part of k left out, which a softmax cannot see.
  *
  * Flash attention (Dao et al., arXiv 2205.14135) on tiles of queries: the logits of one tile and one block of keys
- * stay in the first-level cache, the running maximum and sum of each query correct what was added before. q, k and v
- * are read once from the qkv rows, wherever a window has them; y and lse are written once.
+ * stay in the first-level cache, the running maximum and sum of each query correct what was added before. q is read
+ * once from the qkv rows, wherever a window has them, k and v once per 256 queries; y and lse are written once.
  */
 #ifndef DIFFIT_CPU_ATTENTION_H
 #define DIFFIT_CPU_ATTENTION_H
@@ -166,7 +166,7 @@ static void tileLogits(const AttentionSizes &s, const AttentionScratch &m, HeadB
   productRows<VECTORS, false>(nj, s.dim, m.keys + j0 * s.padded, s.padded, m.queries, ld, init, nullptr, m.logits, ld);
 }
 
-/* Softmax and weighted sum of one tile: m.sum [dim, query] = P v before division by m.inverse's inverse; m.lse. */
+/* Softmax and weighted sum of one tile: y = m.sum [dim, query] * m.inverse [query], and m.lse. */
 template <int VECTORS>
 static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0, int64_t ni) {
   constexpr int64_t ld = VECTORS * kLanes;
@@ -213,7 +213,7 @@ static void attendTileOf(int vectors, const AttentionSizes &s, const AttentionSc
   if (kTileVectors == 4 && vectors == 4) attendTile<kTileVectors>(s, m, bias, i0, ni);
 }
 
-static diffit_status attention_op(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
+static diffit_status attend(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
                                   const diffit_tensor *table, diffit_tensor *y, diffit_tensor *lse, int64_t heads,
                                   int64_t windowH, int64_t windowW, double scale) {
   const diffit_status status = checkAttention(ctx, "attention", qkv, time, table, heads, windowH, windowW);
