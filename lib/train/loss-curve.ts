@@ -11,10 +11,10 @@ const margin = { top: 40, right: 24, bottom: 48, left: 64 };
 /** Most points drawn per curve; longer runs are averaged in equal stretches of steps. */
 const resolution = 600;
 
-/** An SVG document. `smoothing` is the number of steps the moving average looks back, default 1/30 of the run. */
+/** An SVG document. `smoothing` is the number of steps averaged for the smooth curve, default 1/20 of the run. */
 export function lossCurveSvg(points: readonly LossPoint[], { title = 'Training loss', smoothing = 0 } = {}): string {
   const drawn = points.filter(({ loss }) => Number.isFinite(loss) && loss > 0);
-  const body = drawn.length > 0 ? curves(drawn, smoothing || Math.max(1, drawn.length / 30)) : '';
+  const body = drawn.length > 0 ? curves(drawn, smoothing || Math.max(1, drawn.length / 20)) : '';
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${size.width} ${size.height}" font-family="sans-serif" font-size="12">`,
     `<rect width="${size.width}" height="${size.height}" fill="#fff"/>`,
@@ -54,14 +54,15 @@ function curves(points: readonly LossPoint[], window: number): string {
   ].join('\n');
 }
 
-/** Exponential moving average with bias correction, so that the first points count fully. */
+/** Geometric mean over `window` points around each, so that the curve runs through the middle of the log-scaled one. */
 function movingAverage(points: readonly LossPoint[], window: number): LossPoint[] {
-  const decay = 1 - 1 / Math.max(window, 1);
-  let [sum, weight] = [0, 0];
-  return points.map(({ step, loss }) => {
-    sum = decay * sum + (1 - decay) * loss;
-    weight = decay * weight + (1 - decay);
-    return { step, loss: sum / weight };
+  const half = Math.floor(window / 2);
+  const sums = [0];
+  for (const { loss } of points) sums.push(sums[sums.length - 1] + Math.log(loss));
+  return points.map(({ step }, i) => {
+    const reach = Math.min(half, i, points.length - 1 - i);
+    const mean = (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1);
+    return { step, loss: Math.exp(mean) };
   });
 }
 
