@@ -214,8 +214,8 @@ static void attendTileOf(int vectors, const AttentionSizes &s, const AttentionSc
 }
 
 static diffit_status attend(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
-                                  const diffit_tensor *table, diffit_tensor *y, diffit_tensor *lse, int64_t heads,
-                                  int64_t windowH, int64_t windowW, double scale) {
+                            const diffit_tensor *table, diffit_tensor *y, diffit_tensor *lse, int64_t heads,
+                            int64_t windowH, int64_t windowW, double scale) {
   const diffit_status status = checkAttention(ctx, "attention", qkv, time, table, heads, windowH, windowW);
   if (status != DIFFIT_OK) return status;
   const AttentionSizes s = attentionSizes(qkv, heads, windowH, windowW);

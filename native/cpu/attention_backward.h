@@ -219,11 +219,11 @@ static void foldTableParts(diffit_context *ctx, const GradientCall &call, float 
   });
 }
 
-static diffit_status attention_backward_op(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
-                                           const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
-                                           const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
-                                           diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
-                                           double scale) {
+static diffit_status attendBackward(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
+                                    const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
+                                    const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
+                                    diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
+                                    double scale) {
   const diffit_status status = checkAttention(ctx, "attention_backward", qkv, time, table, heads, windowH, windowW);
   if (status != DIFFIT_OK) return status;
   GradientCall call;

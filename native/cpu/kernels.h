@@ -36,6 +36,7 @@ namespace DIFFIT_VARIANT {
 #include "attention_tile.h"
 #include "attention.h"
 #include "attention_backward.h"
+#include "attention_ops.h"
 #include "random.h"
 #include "optim.h"
 
