@@ -1,20 +1,17 @@
 /** Checks, before any work starts, that its results can be written. */
-import { mkdir, open, rm, stat } from 'node:fs/promises';
+import { open, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { FileError } from '../errors.js';
-import { toFileError } from '../io/files.js';
+import { makeFolder, toFileError } from '../io/files.js';
 
 /** Makes a folder if there is none and tries writing in it. Throws FileError. */
 export async function ensureWritableFolder(path: string): Promise<void> {
   const probe = join(path, `.diffit-probe-${process.pid}`);
+  await makeFolder(path);
   try {
-    await mkdir(path, { recursive: true });
     await (await open(probe, 'wx')).close();
     await rm(probe, { force: true });
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') {
-      throw new FileError(`${path} cannot be written: there is a file of that name.`, { path, cause: error });
-    }
     throw toFileError(error, path, 'written');
   }
 }

@@ -1,7 +1,7 @@
 /** What the file formats share: opening, exact reads, whole-or-nothing writes, and errors that say what went wrong. */
 import { randomBytes } from 'node:crypto';
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
 import { FileError, FileFormatError } from '../errors.js';
 
 /** Largest single read, so that a long one can be cancelled. */
@@ -33,6 +33,21 @@ export function toFileError(error: unknown, path: string, action: 'read' | 'writ
 /** Text from a file for use in a message: quoted, escaped, and cut at 80 characters. */
 export function quote(text: string): string {
   return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+}
+
+/**
+ * Makes a folder and those above it, unless they exist. Throws FileError. (Not mkdir's `recursive`, which never returns
+ * below a folder that answers "no such file" to every new name, as /proc does.)
+ */
+export async function makeFolder(path: string): Promise<void> {
+  const found = await stat(path).catch(() => undefined);
+  if (found?.isDirectory()) return;
+  if (found) throw new FileError(`${path} cannot be written: there is a file of that name.`, { path });
+  const parent = dirname(resolve(path));
+  if (parent !== resolve(path)) await makeFolder(parent);
+  await mkdir(path).catch((error) => {
+    if (error.code !== 'EEXIST') throw toFileError(error, path, 'written');
+  });
 }
 
 /** Opens a regular file, runs `use` with its handle and size in bytes, and closes it. Throws FileError. */

@@ -6,11 +6,11 @@
  *     DIR/samples/0001000.png              images of the averaged weights
  *     DIR/model.safetensors, DIR/loss.svg  at the end: the averaged weights, and the loss curve
  */
-import { mkdir, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Dataset, openDataset } from '../data/index.js';
 import { DataError, OptionError, TrainError } from '../errors.js';
-import { toFileError } from '../io/files.js';
+import { makeFolder, toFileError } from '../io/files.js';
 import { imageGrid, saveImage } from '../io/index.js';
 import { ImageDiffiT } from '../models/index.js';
 import { defaultGenerator } from '../ops/random.js';
@@ -192,12 +192,6 @@ export class TrainingRun {
     await saveImage(path, imageGrid(pixels, [count, height, width, channels], { columns: sampleColumns }));
     onFile?.(path);
   }
-}
-
-async function makeFolder(path: string): Promise<void> {
-  await mkdir(path, { recursive: true }).catch((error) => {
-    throw toFileError(error, path, 'written');
-  });
 }
 
 /** The network and its average, with initial weights that depend on the seed alone. */
