@@ -8,7 +8,20 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
-import { data, diffusion, io, manualSeed, models, nn, noGrad, optim, randn, scope, Tensor, tensor } from '../lib/index.js';
+import {
+  data,
+  diffusion,
+  io,
+  manualSeed,
+  models,
+  nn,
+  noGrad,
+  optim,
+  randn,
+  scope,
+  type Tensor,
+  tensor,
+} from '../lib/index.js';
 
 const { values: options } = parseArgs({
   options: {
@@ -48,7 +61,12 @@ class Classifier extends nn.Module {
 
 /** u8 images [B, 32, 32, 1] -> f32 in [-1, 1]. */
 function scaled(images: Uint8Array, batch: number): Tensor {
-  return scope(() => tensor(images, { shape: [batch, 32, 32, 1] }).to('f32').mul(2 / 255).sub(1));
+  return scope(() =>
+    tensor(images, { shape: [batch, 32, 32, 1] })
+      .to('f32')
+      .mul(2 / 255)
+      .sub(1),
+  );
 }
 
 async function correct(model: Classifier, images: Tensor, labels: ArrayLike<bigint | number>): Promise<number> {
@@ -92,7 +110,10 @@ async function trainClassifier(epochs: number): Promise<{ model: Classifier; acc
   return { model, accuracy: hits / test.length, seconds: (performance.now() - start) / 1000 };
 }
 
-async function readSamples(classifier: Classifier, count: number): Promise<{ accuracy: number; seconds: number; perClass: number[] }> {
+async function readSamples(
+  classifier: Classifier,
+  count: number,
+): Promise<{ accuracy: number; seconds: number; perClass: number[] }> {
   const start = performance.now();
   const unet = models.create('mnist').eval();
   const { tensors } = await io.loadSafetensors(options.weights);
@@ -104,7 +125,12 @@ async function readSamples(classifier: Classifier, count: number): Promise<{ acc
       const labels = BigInt64Array.from({ length: batch }, (_, i) => BigInt((first + i) % 10));
       const noise = randn([batch, 1, 32, 32], { seed: Number(options.seed), firstSample: first });
       let images: Tensor | undefined;
-      const samples = diffusion.sampleEdm(unet, noise, { steps: Number(options.steps), labels: tensor(labels), seed: Number(options.seed), firstSample: first });
+      const samples = diffusion.sampleEdm(unet, noise, {
+        steps: Number(options.steps),
+        labels: tensor(labels),
+        seed: Number(options.seed),
+        firstSample: first,
+      });
       for await (const { sample } of samples) images = sample;
       const pixels = (images as Tensor).clamp(-1, 1).reshape([batch, 32, 32, 1]);
       const guesses = await noGrad(() => classifier.forward(pixels).argmax(1)).data();
@@ -113,13 +139,21 @@ async function readSamples(classifier: Classifier, count: number): Promise<{ acc
     process.stderr.write(`read ${first + batch}/${count} samples\n`);
   }
   const total = hits.reduce((a, b) => a + b, 0);
-  return { accuracy: total / count, seconds: (performance.now() - start) / 1000, perClass: hits.map((n) => n / (count / 10)) };
+  return {
+    accuracy: total / count,
+    seconds: (performance.now() - start) / 1000,
+    perClass: hits.map((n) => n / (count / 10)),
+  };
 }
 
 const classifier = await trainClassifier(Number(options.epochs));
-console.log(`classifier: ${(100 * classifier.accuracy).toFixed(2)}% of the 10,000 MNIST test images (${classifier.seconds.toFixed(0)} s)`);
+console.log(
+  `classifier: ${(100 * classifier.accuracy).toFixed(2)}% of the 10,000 MNIST test images (${classifier.seconds.toFixed(0)} s)`,
+);
 const samples = await readSamples(classifier.model, Number(options.samples));
-console.log(`samples: ${(100 * samples.accuracy).toFixed(2)}% of ${options.samples} read as their label (${samples.seconds.toFixed(0)} s, ${options.steps} steps)`);
+console.log(
+  `samples: ${(100 * samples.accuracy).toFixed(2)}% of ${options.samples} read as their label (${samples.seconds.toFixed(0)} s, ${options.steps} steps)`,
+);
 mkdirSync('bench/results', { recursive: true });
 writeFileSync(
   'bench/results/digits.json',

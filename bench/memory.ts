@@ -39,7 +39,10 @@ const points: Usage[] = [];
 let step = 0;
 for await (const { images, labels } of loader) {
   await scope(async () => {
-    const x = tensor(images, { shape: [batch, 1, 32, 32] }).to('f32').mul(2 / 255).sub(1);
+    const x = tensor(images, { shape: [batch, 1, 32, 32] })
+      .to('f32')
+      .mul(2 / 255)
+      .sub(1);
     const { loss } = diffusion.edmLoss(model, x, {
       rndNormal: randn([batch], { seed: 0, stream: 2 * step }),
       noise: randn(x.shape, { seed: 0, stream: 2 * step + 1 }),

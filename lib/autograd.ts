@@ -10,7 +10,7 @@ import { defaultGenerator } from './ops/random.js';
 import { adopt, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
 import { format, sameShape } from './shape.js';
 import { Node, setEngine } from './tape.js';
-import { full, Tensor } from './tensor.js';
+import { full, type Tensor } from './tensor.js';
 
 setEngine(backward);
 
@@ -27,13 +27,17 @@ function backward(root: Tensor, gradient?: Tensor): void {
     );
   }
   if (gradient ? !sameShape(gradient.shape, root.shape) : root.size !== 1) {
-    throw new ShapeError(`backward(): a gradient of shape ${format(root.shape)} is needed, got ${gradient ? format(gradient.shape) : 'none'}.`);
+    throw new ShapeError(
+      `backward(): a gradient of shape ${format(root.shape)} is needed, got ${gradient ? format(gradient.shape) : 'none'}.`,
+    );
   }
   const start = root.node;
   const order = inFallingOrder(start);
   const used = order.find((node) => node.released);
   if (used) {
-    throw new AutogradError(`backward(): the graph through "${used.op}" was already used; compute the result again to call it twice.`);
+    throw new AutogradError(
+      `backward(): the graph through "${used.op}" was already used; compute the result again to call it twice.`,
+    );
   }
   noGrad(() => {
     const pending = new Map<Node, Tensor>();
@@ -131,7 +135,13 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   };
   const edges = inputs.map((input) => (input.requiresGrad ? (input.node ?? input) : undefined));
   const saved = inputs.map((input) => input.alias());
-  output.node = new Node('checkpoint', edges, inputs.map((input) => input.shape), saved, { rerun });
+  output.node = new Node(
+    'checkpoint',
+    edges,
+    inputs.map((input) => input.shape),
+    saved,
+    { rerun },
+  );
   output.requiresGrad = true;
   return output;
 }

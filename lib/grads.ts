@@ -8,13 +8,23 @@
 import type { DType } from './dtype.js';
 import { native } from './native.js';
 import {
-  affine, castRaw, equal, less, linearCombination, mul, pow, type UnaryKind, unary, unaryBackward, where,
+  affine,
+  castRaw,
+  equal,
+  less,
+  linearCombination,
+  mul,
+  pow,
+  type UnaryKind,
+  unary,
+  unaryBackward,
+  where,
 } from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
 import { type Activation, gemm, matmul } from './ops/linear.js';
 import { dropoutRaw } from './ops/random.js';
 import { argmax, reduceAxes } from './ops/reduce.js';
-import { numel, sameShape, type Shape } from './shape.js';
+import { numel, type Shape, sameShape } from './shape.js';
 import { arange, Tensor, zeros } from './tensor.js';
 
 type Gradient = Tensor | (() => Tensor) | undefined;
@@ -85,10 +95,14 @@ export const gradients: Readonly<Record<string, Rule>> = {
 
   // reductions
   sum: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(reshapeRaw(g, kept), x)],
-  mean: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(affine(reshapeRaw(g, kept), numel(g.shape) / numel(x), 0), x)],
+  mean: (g, { shapes: [x], attributes: { kept } }) => [
+    broadcastTo(affine(reshapeRaw(g, kept), numel(g.shape) / numel(x), 0), x),
+  ],
   max: (g, { saved: [x], attributes: { axis, kept } }) => {
     const n = x.shape[axis];
-    const along = arange(0, n, 1, { dtype: 'i64', device: x.device }).reshape(x.shape.map((_, i) => (i === axis ? n : 1)));
+    const along = arange(0, n, 1, { dtype: 'i64', device: x.device }).reshape(
+      x.shape.map((_, i) => (i === axis ? n : 1)),
+    );
     return [mul(reshapeRaw(g, kept), equal(along, reshapeRaw(argmax(x, axis), kept)))];
   },
   softmax: (g, { saved: [y] }) => [fused(like(y), (dx) => native.ops.softmax_backward(y.id, g.id, dx.id))],
@@ -99,7 +113,12 @@ export const gradients: Readonly<Record<string, Rule>> = {
 
   // index
   reshape: (g, { shapes: [x] }) => [reshapeRaw(g, x)],
-  permute: (g, { attributes: { order } }) => [permute(g, (order as number[]).map((_, i) => order.indexOf(i)))],
+  permute: (g, { attributes: { order } }) => [
+    permute(
+      g,
+      (order as number[]).map((_, i) => order.indexOf(i)),
+    ),
+  ],
   slice: (g, { shapes: [x], attributes: { axis, start } }) => [place(g, x, axis, start)],
   concat: (g, { attributes: { axis, sizes } }) =>
     (sizes as number[]).map((size, i) => () => {
@@ -150,7 +169,17 @@ export const gradients: Readonly<Record<string, Rule>> = {
     const dw = emptyIf(needs[1], shapes[1], g);
     const db = emptyIf(needs[2], shapes[2], g);
     native.ops.group_norm_backward(
-      x.id, idOf(weight), idOf(bias), mean.id, rstd.id, g.id, dx.id, idOf(dw), idOf(db), groups, silu ? 1 : 0,
+      x.id,
+      idOf(weight),
+      idOf(bias),
+      mean.id,
+      rstd.id,
+      g.id,
+      dx.id,
+      idOf(dw),
+      idOf(db),
+      groups,
+      silu ? 1 : 0,
     );
     return [dx, dw, db];
   },
@@ -159,7 +188,19 @@ export const gradients: Readonly<Record<string, Rule>> = {
     const dtime = emptyIf(needs[1], shapes[1], g);
     const dtable = emptyIf(needs[2], shapes[2], g);
     native.ops.attention_backward(
-      qkv.id, idOf(time), idOf(table), y.id, lse.id, g.id, dqkv.id, idOf(dtime), idOf(dtable), heads, wh, ww, scale,
+      qkv.id,
+      idOf(time),
+      idOf(table),
+      y.id,
+      lse.id,
+      g.id,
+      dqkv.id,
+      idOf(dtime),
+      idOf(dtable),
+      heads,
+      wh,
+      ww,
+      scale,
     );
     return [dqkv, dtime, dtable];
   },

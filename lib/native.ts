@@ -97,15 +97,7 @@ export interface NativeOps {
   ): void;
   conv2d_dgrad(dy: TensorId, w: TensorId, dx: TensorId, stride: Scalar, padTop: Scalar, padLeft: Scalar): void;
   conv2d_wgrad(x: TensorId, dy: TensorId, dw: TensorId, stride: Scalar, padTop: Scalar, padLeft: Scalar): void;
-  layer_norm(
-    x: TensorId,
-    w: TensorId,
-    b: TensorId,
-    y: TensorId,
-    mean: TensorId,
-    rstd: TensorId,
-    eps: Scalar,
-  ): void;
+  layer_norm(x: TensorId, w: TensorId, b: TensorId, y: TensorId, mean: TensorId, rstd: TensorId, eps: Scalar): void;
   layer_norm_backward(
     x: TensorId,
     w: TensorId,

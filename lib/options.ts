@@ -1,5 +1,5 @@
 /** Checks option objects against zod schemas; every failure is one OptionError that names the option. */
-import { z } from 'zod';
+import type { z } from 'zod';
 import { OptionError, suggestion } from './errors.js';
 
 /**

@@ -96,5 +96,6 @@ function forEachOwned(value: unknown, visit: (owned: Owned) => void): void {
   if (typeof (value as Partial<Owned>).dispose === 'function') visit(value as Owned);
   else if (Array.isArray(value)) for (const item of value) forEachOwned(item, visit);
   else if (value instanceof Map) for (const item of value.values()) forEachOwned(item, visit);
-  else if (Object.getPrototypeOf(value) === Object.prototype) for (const item of Object.values(value)) forEachOwned(item, visit);
+  else if (Object.getPrototypeOf(value) === Object.prototype)
+    for (const item of Object.values(value)) forEachOwned(item, visit);
 }

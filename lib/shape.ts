@@ -27,9 +27,12 @@ export function sameShape(a: Shape, b: Shape): boolean {
 /** Throws ShapeError unless `shape` is a list of at most 6 non-negative integers with a sane product. */
 export function checkShape(shape: Shape, what: string): void {
   if (!Array.isArray(shape) || shape.length > maxDims || !shape.every((n) => Number.isSafeInteger(n) && n >= 0)) {
-    throw new ShapeError(`${what}: a shape is a list of at most ${maxDims} non-negative integers, got ${JSON.stringify(shape)}.`);
+    throw new ShapeError(
+      `${what}: a shape is a list of at most ${maxDims} non-negative integers, got ${JSON.stringify(shape)}.`,
+    );
   }
-  if (numel(shape) > 2 ** 40) throw new ShapeError(`${what}: ${format(shape)} has more elements than any device holds.`);
+  if (numel(shape) > 2 ** 40)
+    throw new ShapeError(`${what}: ${format(shape)} has more elements than any device holds.`);
 }
 
 /** Row-major element strides. */
@@ -75,7 +78,10 @@ export function inferShape(shape: Shape, total: number, from: Shape): number[] {
     const rest = shape.reduce((product, n, i) => (i === unknown ? product : product * n), 1);
     result[unknown] = rest > 0 ? total / rest : 0;
   }
-  checkShape(result.map((n) => (Number.isInteger(n) ? n : Number.NaN)) as number[], `reshape ${format(from)} to ${format(shape)}`);
+  checkShape(
+    result.map((n) => (Number.isInteger(n) ? n : Number.NaN)) as number[],
+    `reshape ${format(from)} to ${format(shape)}`,
+  );
   if (numel(result) !== total) {
     throw new ShapeError(`reshape: ${format(from)} has ${total} elements and cannot become ${format(shape)}.`);
   }

@@ -6,8 +6,8 @@
  * the rule of `op` in grads.ts.
  */
 import { AutogradError } from './errors.js';
-import type { Shape } from './shape.js';
 import { gradEnabled } from './scope.js';
+import type { Shape } from './shape.js';
 import type { Tensor } from './tensor.js';
 
 /** Parameters of an operation that its gradient needs besides tensors. */
@@ -54,7 +54,13 @@ export function record(
   if (!needsGrad(inputs)) return output;
   const edges = inputs.map((input) => (input?.requiresGrad ? (input.node ?? input) : undefined));
   const aliases = saved.map((tensor) => tensor?.alias());
-  output.node = new Node(op, edges, inputs.map((input) => input?.shape ?? []), aliases, attributes);
+  output.node = new Node(
+    op,
+    edges,
+    inputs.map((input) => input?.shape ?? []),
+    aliases,
+    attributes,
+  );
   output.requiresGrad = true;
   return output;
 }

@@ -5,10 +5,11 @@
  * waits. `await t.data()` is where the caller meets the device. Operations live in ops/, one file per topic, and are
  * also reachable as methods of Tensor for the common ones.
  */
-import { type DType, type TensorData, dtypeNumber, dtypeOf, isFloat, itemSize, toTyped, typedView } from './dtype.js';
+
 import { type DeviceName, defaultDevice, deviceId } from './device.js';
+import { type DType, dtypeNumber, dtypeOf, isFloat, itemSize, type TensorData, toTyped, typedView } from './dtype.js';
 import { DeviceError, DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
-import { type TensorId, native } from './native.js';
+import { native, type TensorId } from './native.js';
 import * as elementwise from './ops/elementwise.js';
 import * as index from './ops/index.js';
 import * as reduce from './ops/reduce.js';
@@ -84,7 +85,9 @@ export class Tensor implements Disposable {
     const { shape, dtype, device } = options;
     checkShape(shape, 'fromBytes');
     if (bytes.byteLength !== numel(shape) * itemSize(dtype)) {
-      throw new ShapeError(`fromBytes: ${format(shape)} of ${dtype} is ${numel(shape) * itemSize(dtype)} bytes, got ${bytes.byteLength}.`);
+      throw new ShapeError(
+        `fromBytes: ${format(shape)} of ${dtype} is ${numel(shape) * itemSize(dtype)} bytes, got ${bytes.byteLength}.`,
+      );
     }
     const result = Tensor.empty(shape, dtype, device);
     if (bytes.byteLength > 0) native.write(result.id, bytes, 0);
@@ -94,7 +97,9 @@ export class Tensor implements Disposable {
   /** The native id; throws DisposedError after dispose(). @internal */
   get id(): TensorId {
     if (this.disposed) {
-      throw new DisposedError(`This tensor ${format(this.shape)} was disposed, by dispose(), \`using\`, or the end of the scope() that made it.`);
+      throw new DisposedError(
+        `This tensor ${format(this.shape)} was disposed, by dispose(), \`using\`, or the end of the scope() that made it.`,
+      );
     }
     return this.handle.id;
   }
@@ -108,7 +113,18 @@ export class Tensor implements Disposable {
   /** Another view of the same bytes, outside the tape. @internal */
   view(shape: Shape, offset = 0): Tensor {
     const [a, b, c, d, e, f] = shape;
-    const id = native.view(this.id, offset * itemSize(this.dtype), dtypeNumber(this.dtype), shape.length, a, b, c, d, e, f);
+    const id = native.view(
+      this.id,
+      offset * itemSize(this.dtype),
+      dtypeNumber(this.dtype),
+      shape.length,
+      a,
+      b,
+      c,
+      d,
+      e,
+      f,
+    );
     return new Tensor(new Handle(id, this.handle.buffer), shape, this.dtype, this.device);
   }
 
@@ -285,7 +301,9 @@ export function tensor(
     throw new OptionError('tensor: expected a number, an array of numbers, or a TypedArray.');
   }
   if (typed && !dtypeOf(typed)) {
-    throw new DTypeError(`tensor: ${typed.constructor.name} has no matching dtype; use Float32Array, Int32Array, BigInt64Array or Uint8Array.`);
+    throw new DTypeError(
+      `tensor: ${typed.constructor.name} has no matching dtype; use Float32Array, Int32Array, BigInt64Array or Uint8Array.`,
+    );
   }
   const dtype = options.dtype ?? (typed ? (dtypeOf(typed) as DType) : 'f32');
   dtypeNumber(dtype);
@@ -341,7 +359,8 @@ type NestedNumbers = number | readonly NestedNumbers[];
 
 function withGradient(result: Tensor, options: TensorOptions): Tensor {
   if (options.requiresGrad) {
-    if (!isFloat(result.dtype)) throw new DTypeError(`requiresGrad: ${result.dtype} has no gradient; use f32, bf16 or f16.`);
+    if (!isFloat(result.dtype))
+      throw new DTypeError(`requiresGrad: ${result.dtype} has no gradient; use f32, bf16 or f16.`);
     result.requiresGrad = true;
   }
   return result;
@@ -361,7 +380,8 @@ function flatten(values: NestedNumbers): number[] {
   const flat: number[] = [];
   const walk = (level: NestedNumbers, axis: number): void => {
     if (axis === shape.length) {
-      if (typeof level !== 'number') throw new ShapeError('tensor: nested arrays are ragged or hold something that is not a number.');
+      if (typeof level !== 'number')
+        throw new ShapeError('tensor: nested arrays are ragged or hold something that is not a number.');
       flat.push(level);
       return;
     }

@@ -67,7 +67,11 @@ export interface EdmLossOptions {
  * Weighted denoising loss (s^2 + sd^2) / (s sd)^2 |D(y + s n; s) - y|^2 of images y [B, C, H, W] in [-1, 1].
  * Returns the mean over all elements (a scalar to call backward() on) and per sample [B].
  */
-export function edmLoss(network: EdmNetwork, images: Tensor, options: EdmLossOptions): { loss: Tensor; perSample: Tensor } {
+export function edmLoss(
+  network: EdmNetwork,
+  images: Tensor,
+  options: EdmLossOptions,
+): { loss: Tensor; perSample: Tensor } {
   const { rndNormal, noise, labels, pMean = -1.2, pStd = 1.2, sigmaData = defaultSigmaData } = options;
   return scope(() => {
     const { sigma, noisy, weight } = noGrad(() => {
@@ -83,7 +87,8 @@ export function edmLoss(network: EdmNetwork, images: Tensor, options: EdmLossOpt
 
 /** sigma_0 = sigmaMax, ..., sigma_(steps-1) = sigmaMin, and a final 0 (Eq. 5). */
 export function edmSigmas(steps: number, sigmaMin = 0.002, sigmaMax = 80, rho = 7): number[] {
-  if (!Number.isInteger(steps) || steps < 1) throw new OptionError(`edmSigmas: steps is ${steps}, expected an integer of at least 1.`);
+  if (!Number.isInteger(steps) || steps < 1)
+    throw new OptionError(`edmSigmas: steps is ${steps}, expected an integer of at least 1.`);
   if (!(sigmaMin > 0 && sigmaMax > sigmaMin)) {
     throw new OptionError(`edmSigmas: expected 0 < sigmaMin < sigmaMax, got ${sigmaMin} and ${sigmaMax}.`);
   }
@@ -123,7 +128,11 @@ export interface SampleEdmOptions {
  * tensors live until the next iteration (detach() them to keep); the last `sample` belongs to the caller.
  * Rejects with the signal's reason when aborted; nothing stays allocated.
  */
-export async function* sampleEdm(network: EdmNetwork, noise: Tensor, options: SampleEdmOptions = {}): AsyncGenerator<SamplerStep> {
+export async function* sampleEdm(
+  network: EdmNetwork,
+  noise: Tensor,
+  options: SampleEdmOptions = {},
+): AsyncGenerator<SamplerStep> {
   const { steps = 18, sigmaMin, sigmaMax, rho, churn = 0, sMin = 0, sMax = Number.POSITIVE_INFINITY, signal } = options;
   const sigmas = edmSigmas(steps, sigmaMin, sigmaMax, rho);
   signal?.throwIfAborted();
@@ -132,7 +141,9 @@ export async function* sampleEdm(network: EdmNetwork, noise: Tensor, options: Sa
   try {
     for (let i = 0; i < steps; i++) {
       const gamma = sigmas[i] >= sMin && sigmas[i] <= sMax ? Math.min(churn / steps, Math.SQRT2 - 1) : 0;
-      const { sample, denoised } = noGrad(() => scope(() => heunStep(network, x, sigmas[i], sigmas[i + 1], gamma, i, options)));
+      const { sample, denoised } = noGrad(() =>
+        scope(() => heunStep(network, x, sigmas[i], sigmas[i + 1], gamma, i, options)),
+      );
       x.dispose();
       x = sample;
       try {
@@ -165,17 +176,36 @@ function heunStep(
   const level = (s: number): Tensor => full([x.shape[0]], s, { device: x.device });
   const hat = sigma + gamma * sigma;
   const raised = Math.sqrt(hat * hat - sigma * sigma) * sNoise;
-  const xHat = gamma > 0 ? linearCombination([[1, x], [raised, churnNoise(step)]]) : x;
+  const xHat =
+    gamma > 0
+      ? linearCombination([
+          [1, x],
+          [raised, churnNoise(step)],
+        ])
+      : x;
   const denoised = denoise(network, xHat, level(hat), { labels, sigmaData });
   // x + (next - hat) d with d = (x - D) / hat
   const ratio = (next - hat) / hat;
-  const euler = linearCombination([[1 + ratio, xHat], [-ratio, denoised]]);
+  const euler = linearCombination([
+    [1 + ratio, xHat],
+    [-ratio, denoised],
+  ]);
   if (next === 0) return { sample: euler, denoised };
   const corrected = denoise(network, euler, level(next), { labels, sigmaData });
   // x + (next - hat) (d / 2 + d' / 2) with d' = (euler - D') / next
   const [half, halfNext] = [ratio / 2, (next - hat) / (2 * next)];
-  const first = linearCombination([[1 + half, xHat], [-half, denoised]]);
-  return { sample: linearCombination([[1, first], [halfNext, euler], [-halfNext, corrected]]), denoised };
+  const first = linearCombination([
+    [1 + half, xHat],
+    [-half, denoised],
+  ]);
+  return {
+    sample: linearCombination([
+      [1, first],
+      [halfNext, euler],
+      [-halfNext, corrected],
+    ]),
+    denoised,
+  };
 }
 
 /** [B] -> [B, 1, 1, 1]. */

@@ -9,6 +9,10 @@
  */
 import { z } from 'zod';
 import { OptionError, ShapeError } from '../errors.js';
+import { TransformerBlock } from '../nn/block.js';
+import { TimeEmbed } from '../nn/embed.js';
+import { Conv2d, Embedding, GroupNorm } from '../nn/layers.js';
+import { Module, ModuleList } from '../nn/module.js';
 import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
 import { concat, permute, upsample2x } from '../ops/index.js';
@@ -16,10 +20,6 @@ import { parseOptions } from '../options.js';
 import { scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
-import { TransformerBlock } from '../nn/block.js';
-import { TimeEmbed } from '../nn/embed.js';
-import { Conv2d, Embedding, GroupNorm } from '../nn/layers.js';
-import { Module, ModuleList } from '../nn/module.js';
 
 const count = z.int().min(1);
 const perStage = z.union([count, z.array(count).min(1)]);
@@ -57,10 +57,7 @@ const configSchema = z.strictObject({
 /** Options of {@link ImageDiffiT}; plain JSON. */
 export type ImageDiffiTConfig = z.input<typeof configSchema>;
 type Config = z.output<typeof configSchema>;
-type BlockConfig = Pick<
-  Config,
-  'timeDim' | 'dropout' | 'channelsPerHead' | 'normGroups' | 'mlpRatio' | 'conditioning'
->;
+type BlockConfig = Pick<Config, 'timeDim' | 'dropout' | 'channelsPerHead' | 'normGroups' | 'mlpRatio' | 'conditioning'>;
 
 /** DiffiT ResBlock (Eq. 9-10): h = Conv3x3(SiLU(GroupNorm(x))); out = Transformer(h, t) + skip(x). */
 export class ResBlock extends TransformerBlock {
@@ -140,9 +137,15 @@ export class ImageDiffiT extends Module {
     const windows = windowsOf(config);
     const depths = stageValues('numBlocks', config.numBlocks, stages);
     const blocks = (first: number, i: number): ResBlock[] =>
-      Array.from({ length: depths[i] }, (_, j) => new ResBlock(j === 0 ? first : channels[i], channels[i], windows[i], config));
+      Array.from(
+        { length: depths[i] },
+        (_, j) => new ResBlock(j === 0 ? first : channels[i], channels[i], windows[i], config),
+      );
 
-    this.timeEmbed = this.child('time_embed', new TimeEmbed({ channels: baseChannels, timeDim, kind: config.timeEmbedding }));
+    this.timeEmbed = this.child(
+      'time_embed',
+      new TimeEmbed({ channels: baseChannels, timeDim, kind: config.timeEmbedding }),
+    );
     // As large as the time embedding it is added to (as EDM's class map is), or classes are learnt very late.
     if (numClasses > 0) this.labelEmbed = this.child('label_embed', new Embedding(numClasses, timeDim, { std: 1 }));
     this.tokenizer = this.child('tokenizer', new Conv2d(inChannels, channels[0]));
@@ -156,7 +159,10 @@ export class ImageDiffiT extends Module {
       return new DecoderStage(new Conv2d(below, below), blocks(below + width, i));
     });
     this.decoder = this.child('decoder', new ModuleList(decoder));
-    this.head = this.child('head', new Head(channels[0], config.outChannels ?? inChannels, groupsFor(channels[0], config)));
+    this.head = this.child(
+      'head',
+      new Head(channels[0], config.outChannels ?? inChannels, groupsFor(channels[0], config)),
+    );
   }
 
   /**
@@ -171,7 +177,9 @@ export class ImageDiffiT extends Module {
     }
     if ((labels !== undefined) !== numClasses > 0) {
       throw new OptionError(
-        labels ? 'ImageDiffiT: labels given to an unconditional model.' : `ImageDiffiT: this model is class-conditional; give labels [B] in 0..${numClasses - 1}.`,
+        labels
+          ? 'ImageDiffiT: labels given to an unconditional model.'
+          : `ImageDiffiT: this model is class-conditional; give labels [B] in 0..${numClasses - 1}.`,
       );
     }
     checkShapeOf('ImageDiffiT', 'cNoise', cNoise, [x.shape[0]]);
@@ -213,11 +221,15 @@ function windowsOf({ imgResolution, channelMult, windowSize }: Config): number[]
   return stageValues('windowSize', windowSize, channelMult.length).map((asked, i) => {
     const side = imgResolution / 2 ** i;
     if (!Number.isInteger(side)) {
-      throw new OptionError(`ImageDiffiT: imgResolution ${imgResolution} cannot be halved ${i} times for ${channelMult.length} resolutions.`);
+      throw new OptionError(
+        `ImageDiffiT: imgResolution ${imgResolution} cannot be halved ${i} times for ${channelMult.length} resolutions.`,
+      );
     }
     const window = Math.min(asked, side);
     if (side % window !== 0) {
-      throw new OptionError(`ImageDiffiT: windowSize ${window} does not divide the ${side}x${side} map of resolution ${i}.`);
+      throw new OptionError(
+        `ImageDiffiT: windowSize ${window} does not divide the ${side}x${side} map of resolution ${i}.`,
+      );
     }
     return window;
   });

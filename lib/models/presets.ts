@@ -72,7 +72,14 @@ export const presets: Readonly<Record<string, Preset>> = {
       timeDim: 512,
       dropout: 0.13,
     },
-    training: { batch: 512, lr: 1e-3, lrRampImages: 10_000_000, emaHalfLifeImages: 500_000, emaRampUp: 0.05, flip: true },
+    training: {
+      batch: 512,
+      lr: 1e-3,
+      lrRampImages: 10_000_000,
+      emaHalfLifeImages: 500_000,
+      emaRampUp: 0.05,
+      flip: true,
+    },
     sampler: { kind: 'edm', steps: 18 },
   },
   ffhq64: {
@@ -87,7 +94,14 @@ export const presets: Readonly<Record<string, Preset>> = {
       timeDim: 512,
       dropout: 0.05,
     },
-    training: { batch: 256, lr: 2e-4, lrRampImages: 10_000_000, emaHalfLifeImages: 500_000, emaRampUp: 0.05, flip: true },
+    training: {
+      batch: 256,
+      lr: 2e-4,
+      lrRampImages: 10_000_000,
+      emaHalfLifeImages: 500_000,
+      emaRampUp: 0.05,
+      flip: true,
+    },
     sampler: { kind: 'edm', steps: 40 },
   },
 };

@@ -4,8 +4,8 @@
  */
 import { OptionError, ShapeError } from '../errors.js';
 import { attention } from '../ops/attention.js';
-import { reshape } from '../ops/index.js';
 import { add } from '../ops/elementwise.js';
+import { reshape } from '../ops/index.js';
 import { scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -72,7 +72,11 @@ export class TMSA extends Module {
     }
     return scope(() => {
       const qkv = reshape(this.qkv.forward(x), [x.shape[0], height, width, 3 * dim]);
-      const y = attention(qkv, { heads: numHeads, window: [windowSize, windowSize], ...this.condition(x.shape[0], time) });
+      const y = attention(qkv, {
+        heads: numHeads,
+        window: [windowSize, windowSize],
+        ...this.condition(x.shape[0], time),
+      });
       return this.proj.forward(reshape(y, x.shape), { residual });
     });
   }

@@ -35,7 +35,12 @@ class MLP extends Module {
   readonly fc1: Linear;
   readonly fc2: Linear;
   readonly temb?: Linear;
-  constructor(dim: number, hidden: number, timeDim: number | undefined, private readonly dropout: number) {
+  constructor(
+    dim: number,
+    hidden: number,
+    timeDim: number | undefined,
+    private readonly dropout: number,
+  ) {
     super();
     this.fc1 = this.child('fc1', new Linear(dim, hidden));
     this.fc2 = this.child('fc2', new Linear(hidden, dim));
@@ -53,7 +58,10 @@ class MLP extends Module {
 /** DiT's AdaLN-Zero: six per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
 class Modulation extends Module {
   readonly linear: Linear;
-  constructor(timeDim: number, private readonly dim: number) {
+  constructor(
+    timeDim: number,
+    private readonly dim: number,
+  ) {
     super();
     this.linear = this.child('1', new Linear(timeDim, 6 * dim, { zero: true }));
   }

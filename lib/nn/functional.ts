@@ -2,8 +2,28 @@
 export { type AttentionOptions, attention } from '../ops/attention.js';
 export { type Conv2dOptions, conv2d } from '../ops/conv.js';
 export {
-  add, affine, clamp, cos, div, equal, gelu, less, linearCombination, maximum, minimum, mul, pow, relu, sigmoid, silu, sin, sub,
-  tanh, type UnaryKind, unary, where,
+  add,
+  affine,
+  clamp,
+  cos,
+  div,
+  equal,
+  gelu,
+  less,
+  linearCombination,
+  maximum,
+  minimum,
+  mul,
+  pow,
+  relu,
+  sigmoid,
+  silu,
+  sin,
+  sub,
+  tanh,
+  type UnaryKind,
+  unary,
+  where,
 } from '../ops/elementwise.js';
 export { concat, embedding, pad, permute, reshape, slice, upsample2x } from '../ops/index.js';
 export { type Activation, type LinearOptions, linear, type MatmulOptions, matmul } from '../ops/linear.js';

@@ -12,7 +12,11 @@ import { convLayout, Module } from './module.js';
 export class Linear extends Module {
   readonly weight: Tensor;
   readonly bias?: Tensor;
-  constructor(inFeatures: number, outFeatures: number, { bias = true, zero = false }: { bias?: boolean; zero?: boolean } = {}) {
+  constructor(
+    inFeatures: number,
+    outFeatures: number,
+    { bias = true, zero = false }: { bias?: boolean; zero?: boolean } = {},
+  ) {
     super();
     const shape = [outFeatures, inFeatures];
     this.weight = this.parameter('weight', zero ? zeros(shape) : init.xavierUniform(shape));
@@ -65,7 +69,8 @@ export class GroupNorm extends Module {
     private readonly eps = 1e-5,
   ) {
     super();
-    if (channels % groups !== 0) throw new OptionError(`GroupNorm: ${groups} groups do not divide ${channels} channels.`);
+    if (channels % groups !== 0)
+      throw new OptionError(`GroupNorm: ${groups} groups do not divide ${channels} channels.`);
     this.weight = this.parameter('weight', ones([channels]));
     this.bias = this.parameter('bias', zeros([channels]));
   }

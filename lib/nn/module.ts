@@ -12,7 +12,7 @@ import { isFloat } from '../dtype.js';
 import { DeviceError, DisposedError, DTypeError, StateDictError } from '../errors.js';
 import { permute } from '../ops/index.js';
 import { keep, noGrad, scope } from '../scope.js';
-import { format, sameShape, type Shape } from '../shape.js';
+import { format, type Shape, sameShape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 
 /** Tensors by PyTorch name. */
@@ -68,7 +68,9 @@ export abstract class Module {
 
   /** Trainable tensors by name, in memory layout. */
   namedParameters(): Map<string, Tensor> {
-    return new Map([...this.walk()].filter(([, entry]) => entry.trainable).map(([name, entry]) => [name, entry.tensor]));
+    return new Map(
+      [...this.walk()].filter(([, entry]) => entry.trainable).map(([name, entry]) => [name, entry.tensor]),
+    );
   }
 
   parameters(): Tensor[] {
@@ -84,7 +86,10 @@ export abstract class Module {
   stateDict(): StateDict {
     return noGrad(() =>
       Object.fromEntries(
-        [...this.walk()].map(([name, { tensor, layout }]) => [name, layout ? permute(tensor, layout.toState) : tensor.detach()]),
+        [...this.walk()].map(([name, { tensor, layout }]) => [
+          name,
+          layout ? permute(tensor, layout.toState) : tensor.detach(),
+        ]),
       ),
     );
   }
@@ -103,7 +108,8 @@ export abstract class Module {
     for (const [name, { tensor, layout }] of entries) {
       const given = state[name];
       const expected = stateShape(tensor.shape, layout);
-      if (given && !sameShape(given.shape, expected)) misshapen.push(`${name}: ${format(given.shape)}, expected ${format(expected)}`);
+      if (given && !sameShape(given.shape, expected))
+        misshapen.push(`${name}: ${format(given.shape)}, expected ${format(expected)}`);
     }
     if (misshapen.length || (strict && (missing.length || unexpected.length))) {
       throw new StateDictError(describe({ missing, unexpected, misshapen }), { missing, unexpected, misshapen });

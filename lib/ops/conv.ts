@@ -17,7 +17,12 @@ export interface Conv2dOptions {
 }
 
 /** x [B, H, W, I], weight [O, kh, kw, I], bias [O] -> [B, H', W', O] with H' = floor((H + top + bottom - kh) / stride) + 1. */
-export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, { stride = 1, padding = 0, residual }: Conv2dOptions = {}): Tensor {
+export function conv2d(
+  x: Tensor,
+  weight: Tensor,
+  bias?: Tensor,
+  { stride = 1, padding = 0, residual }: Conv2dOptions = {},
+): Tensor {
   checkTensors('conv2d', { x, weight, bias, residual });
   checkShapeOf('conv2d', 'x', x, [-1, -1, -1, -1]);
   const [b, h, w, i] = x.shape;
@@ -30,9 +35,16 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, { stride = 1, p
     if (!Number.isInteger(n) || n < 0) throw new OptionError(`conv2d: padding ${n} is not a number of pixels.`);
   }
   if (h + top + bottom < kh || w + left + right < kw) {
-    throw new ShapeError(`conv2d: a ${kh}x${kw} window does not fit into x ${format(x.shape)} with padding ${format([top, right, bottom, left])}.`);
+    throw new ShapeError(
+      `conv2d: a ${kh}x${kw} window does not fit into x ${format(x.shape)} with padding ${format([top, right, bottom, left])}.`,
+    );
   }
-  const shape = [b, Math.floor((h + top + bottom - kh) / stride) + 1, Math.floor((w + left + right - kw) / stride) + 1, o];
+  const shape = [
+    b,
+    Math.floor((h + top + bottom - kh) / stride) + 1,
+    Math.floor((w + left + right - kw) / stride) + 1,
+    o,
+  ];
   checkShapeOf('conv2d', 'residual', residual, shape);
   const y = Tensor.empty(shape, 'f32', x.device);
   native.ops.conv2d(x.id, weight.id, bias?.id ?? 0, residual?.id ?? 0, y.id, stride, top, left);

@@ -132,7 +132,8 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
 
 /** ca a + cb b + cc c in one pass; same shapes. The update of every sampler is this. Optionally into an existing tensor. */
 export function linearCombination(terms: readonly (readonly [number, Tensor])[], out?: Tensor): Tensor {
-  if (terms.length < 1 || terms.length > 3) throw new OptionError(`linearCombination: expected 1 to 3 terms, got ${terms.length}.`);
+  if (terms.length < 1 || terms.length > 3)
+    throw new OptionError(`linearCombination: expected 1 to 3 terms, got ${terms.length}.`);
   const [[ca, a], [cb, b] = [0, undefined], [cc, c] = [0, undefined]] = terms;
   checkTensors('linearCombination', { a, b, c, out });
   for (const other of [b, c, out]) {

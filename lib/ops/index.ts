@@ -26,12 +26,25 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
   const shape = order.map((axis) => x.shape[axis]);
   const y = Tensor.empty(shape, x.dtype, x.device);
   const from = strides(x.shape);
-  native.ops.strided_copy(x.id, y.id, shape, order.map((axis) => from[axis]), strides(shape), 0, 0);
+  native.ops.strided_copy(
+    x.id,
+    y.id,
+    shape,
+    order.map((axis) => from[axis]),
+    strides(shape),
+    0,
+    0,
+  );
   return record('permute', [x], y, [], { order });
 }
 
 /** Elements [start, end) of one axis; negative positions count from the end. A slice of axis 0 shares the buffer. */
-export function slice(x: Tensor, axis: number, start: number, end: number = x.shape[axis < 0 ? axis + x.ndim : axis]): Tensor {
+export function slice(
+  x: Tensor,
+  axis: number,
+  start: number,
+  end: number = x.shape[axis < 0 ? axis + x.ndim : axis],
+): Tensor {
   checkTensors('slice', { x }, x.dtype);
   const at = normalizeAxis(axis, x.ndim, 'slice');
   const length = x.shape[at];
@@ -69,7 +82,9 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   for (const [i, tensor] of tensors.entries()) {
     checkTensors('concat', { [`tensors[${i}]`]: tensor }, first.dtype, first.device);
     if (tensor.ndim !== first.ndim || tensor.shape.some((n, d) => d !== at && n !== first.shape[d])) {
-      throw new ShapeError(`concat: tensors[${i}] is ${format(tensor.shape)}, which does not join ${format(first.shape)} along axis ${at}.`);
+      throw new ShapeError(
+        `concat: tensors[${i}] is ${format(tensor.shape)}, which does not join ${format(first.shape)} along axis ${at}.`,
+      );
     }
   }
   const sizes = tensors.map((tensor) => tensor.shape[at]);

@@ -51,7 +51,17 @@ export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = 
   const inputs = [x, weight, bias];
   const y = Tensor.empty(x.shape, 'f32', x.device);
   const [mean, rstd] = needsGrad(inputs) ? statistics(x, [x.shape[0], groups]) : [];
-  native.ops.group_norm(x.id, weight?.id ?? 0, bias?.id ?? 0, y.id, mean?.id ?? 0, rstd?.id ?? 0, groups, eps, silu ? 1 : 0);
+  native.ops.group_norm(
+    x.id,
+    weight?.id ?? 0,
+    bias?.id ?? 0,
+    y.id,
+    mean?.id ?? 0,
+    rstd?.id ?? 0,
+    groups,
+    eps,
+    silu ? 1 : 0,
+  );
   record('groupNorm', inputs, y, [x, weight, bias, mean, rstd], { groups, silu });
   mean?.dispose();
   rstd?.dispose();

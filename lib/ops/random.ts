@@ -64,7 +64,8 @@ export function rand(shape: Shape, options: RandomOptions = {}): Tensor {
 
 function philox(op: string, kind: number, shape: Shape, options: RandomOptions): Tensor {
   checkShape(shape, op);
-  if (options.dtype !== undefined && options.dtype !== 'f32') throw new OptionError(`${op}: makes f32; convert with .to().`);
+  if (options.dtype !== undefined && options.dtype !== 'f32')
+    throw new OptionError(`${op}: makes f32; convert with .to().`);
   const { seed, stream, firstSample } = keyOf(op, options);
   const y = Tensor.empty(shape, 'f32', options.device);
   native.ops.philox(y.id, kind, seed, stream, firstSample);

@@ -36,12 +36,19 @@ export function reduceAxes(kind: 'sum' | 'mean', x: Tensor, axes: readonly numbe
 
 function axesOf(op: string, x: Tensor, axes: number | readonly number[] | undefined): number[] {
   if (axes === undefined) return x.shape.map((_, i) => i);
-  const list = (typeof axes === 'number' ? [axes] : axes).map((axis) => normalizeAxis(axis, x.ndim, op)).sort((a, b) => a - b);
+  const list = (typeof axes === 'number' ? [axes] : axes)
+    .map((axis) => normalizeAxis(axis, x.ndim, op))
+    .sort((a, b) => a - b);
   if (new Set(list).size !== list.length) throw new OptionError(`${op}: an axis is named twice in ${format(list)}.`);
   return list;
 }
 
-function reduceRecorded(kind: 'sum' | 'mean', x: Tensor, axes: number | readonly number[] | undefined, keepDims: boolean): Tensor {
+function reduceRecorded(
+  kind: 'sum' | 'mean',
+  x: Tensor,
+  axes: number | readonly number[] | undefined,
+  keepDims: boolean,
+): Tensor {
   checkTensors(kind, { x });
   const list = axesOf(kind, x, axes);
   const kept = x.shape.map((n, i) => (list.includes(i) ? 1 : n));
