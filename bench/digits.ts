@@ -5,8 +5,6 @@
  *
  *     npx tsx bench/digits.ts [--epochs 3] [--samples 1000] [--weights weights/mnist.safetensors] [--steps 18]
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
-import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import {
   data,
@@ -22,6 +20,7 @@ import {
   type Tensor,
   tensor,
 } from '../lib/index.js';
+import { writeResult } from './training.js';
 
 const { values: options } = parseArgs({
   options: {
@@ -154,17 +153,7 @@ const samples = await readSamples(classifier.model, Number(options.samples));
 console.log(
   `samples: ${(100 * samples.accuracy).toFixed(2)}% of ${options.samples} read as their label (${samples.seconds.toFixed(0)} s, ${options.steps} steps)`,
 );
-mkdirSync('bench/results', { recursive: true });
-writeFileSync(
-  'bench/results/digits.json',
-  `${JSON.stringify(
-    {
-      date: new Date().toISOString().slice(0, 10),
-      machine: { cpu: cpus()[0].model, cores: cpus().length, node: process.version },
-      classifier: { testAccuracy: classifier.accuracy, epochs: Number(options.epochs) },
-      samples: { ...samples, count: Number(options.samples), steps: Number(options.steps), weights: options.weights },
-    },
-    null,
-    2,
-  )}\n`,
-);
+writeResult('digits', {
+  classifier: { testAccuracy: classifier.accuracy, epochs: Number(options.epochs) },
+  samples: { ...samples, count: Number(options.samples), steps: Number(options.steps), weights: options.weights },
+});

@@ -4,21 +4,14 @@
  *
  *     node --expose-gc --import tsx bench/memory.ts [--steps 600] [--batch 16]
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
-import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
-import { data, diffusion, memory, models, optim, randn, scope, tensor } from '../lib/index.js';
+import { memory } from '../lib/index.js';
+import { trainMnist, writeResult } from './training.js';
 
 const { values } = parseArgs({
   options: { steps: { type: 'string', default: '600' }, batch: { type: 'string', default: '16' } },
 });
 const [steps, batch] = [Number(values.steps), Number(values.batch)];
-
-const model = models.create('mnist');
-const average = models.create('mnist');
-const optimizer = new optim.Adam(model.namedParameters(), { lr: 1e-3 });
-const ema = new optim.Ema(model.namedParameters(), average.namedParameters());
-const loader = new data.DataLoader(await data.openMnist({ split: 'train', size: 32 }), { batchSize: batch, seed: 0 });
 
 interface Usage {
   step: number;
@@ -36,25 +29,7 @@ function usage(step: number): Usage {
 }
 
 const points: Usage[] = [];
-let step = 0;
-for await (const { images, labels } of loader) {
-  await scope(async () => {
-    const x = tensor(images, { shape: [batch, 1, 32, 32] })
-      .to('f32')
-      .mul(2 / 255)
-      .sub(1);
-    const { loss } = diffusion.edmLoss(model, x, {
-      rndNormal: randn([batch], { seed: 0, stream: 2 * step }),
-      noise: randn(x.shape, { seed: 0, stream: 2 * step + 1 }),
-      labels: tensor(labels as BigInt64Array),
-    });
-    loss.backward();
-    optimizer.step();
-    optimizer.zeroGrad();
-    ema.update(0.999);
-    await loss.item();
-  });
-  step++;
+for await (const { step } of trainMnist(batch)) {
   if (step % 100 === 0) {
     points.push(usage(step));
     console.log(points[points.length - 1]);
@@ -63,24 +38,11 @@ for await (const { images, labels } of loader) {
 }
 
 const [first, last] = [points[0], points[points.length - 1]];
+const percent = (from: number, to: number): number => Number(((100 * (to - from)) / from).toFixed(2));
 const growth = {
   liveBuffers: last.liveBuffers - first.liveBuffers,
-  poolPercent: Number(((100 * (last.poolMB - first.poolMB)) / first.poolMB).toFixed(2)),
-  rssPercent: Number(((100 * (last.rssMB - first.rssMB)) / first.rssMB).toFixed(2)),
+  poolPercent: percent(first.poolMB, last.poolMB),
+  rssPercent: percent(first.rssMB, last.rssMB),
 };
 console.log(`growth from step ${first.step} to ${last.step}: ${JSON.stringify(growth)}`);
-mkdirSync('bench/results', { recursive: true });
-writeFileSync(
-  'bench/results/memory.json',
-  `${JSON.stringify(
-    {
-      date: new Date().toISOString().slice(0, 10),
-      machine: { cpu: cpus()[0].model, cores: cpus().length, node: process.version },
-      workload: { preset: 'mnist', batch, steps },
-      points,
-      growth,
-    },
-    null,
-    2,
-  )}\n`,
-);
+writeResult('memory', { workload: { preset: 'mnist', batch, steps }, points, growth });
