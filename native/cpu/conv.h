@@ -23,6 +23,7 @@ struct Windows {
   int64_t kernelHeight, kernelWidth;
   int64_t stride, padTop, padLeft;
 
+  bool inside(int64_t y) const { return y >= 0 && y < height; }
   int64_t rowFloats() const { return width * channels; }
   int64_t runFloats() const { return kernelWidth * channels; }
 };
@@ -68,6 +69,15 @@ static void copyClipped(float *to, const float *row, int64_t rowFloats, int64_t 
 struct WindowLines {
   Windows w;
   WindowLines at(int64_t) const { return *this; }
+  const float *line(int64_t pixel, float *stage) const {
+    const WindowCorner corner = PixelWalk(w, pixel).corner();
+    const int64_t rowFloats = w.rowFloats(), runFloats = w.runFloats();
+    for (int64_t ky = 0; ky < w.kernelHeight; ky++)
+      copyClipped(stage + ky * runFloats,
+                  w.inside(corner.y + ky) ? corner.sample + (corner.y + ky) * rowFloats : nullptr, rowFloats,
+                  corner.offset, runFloats);
+    return stage;
+  }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage) const {
     if (depth == 0) return;
     const int64_t rowFloats = w.rowFloats(), runFloats = w.runFloats();
@@ -80,7 +90,7 @@ struct WindowLines {
                     length = imin(runFloats - skipped, k0 + depth - k);
       for (int64_t i = 0; i < lines; i++) {
         const int64_t y = corners[i].y + ky, offset = corners[i].offset + skipped;
-        const float *row = y >= 0 && y < w.height ? corners[i].sample + y * rowFloats : nullptr;
+        const float *row = w.inside(y) ? corners[i].sample + y * rowFloats : nullptr;
         if (row && offset >= 0 && offset + length <= rowFloats) {
           rows[i] = row + offset;
         } else {
@@ -108,7 +118,7 @@ struct WindowDepths {
       for (int64_t d = 0; d < depth; d++, walk.next()) {
         const WindowCorner corner = walk.corner();
         const int64_t y = corner.y + ky, offset = corner.offset + skipped;
-        const float *row = y >= 0 && y < w.height ? corner.sample + y * rowFloats : nullptr;
+        const float *row = w.inside(y) ? corner.sample + y * rowFloats : nullptr;
         float *to = panel + d * width + i;
         if (row && offset >= 0 && offset + length <= rowFloats)
           copyRun(to, row + offset, length);
@@ -175,6 +185,12 @@ static Epilogue writeTo(float *y, int64_t n) {
   return e;
 }
 
+template <class A>
+static diffit_status multiplyLines(diffit_context *ctx, const A &a, const LineMatrix &b, const Epilogue &e, int64_t m,
+                                   int64_t n, int64_t k) {
+  return isThin(m, n, k) ? multiplyThin(ctx, a, b, e, 1, m, n, k) : multiply(ctx, a, b, e, 1, m, n, k, true);
+}
+
 static diffit_status conv2d_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *w,
                                const diffit_tensor *bias, const diffit_tensor *residual, diffit_tensor *y,
                                int64_t stride, int64_t padTop, int64_t padLeft) {
@@ -189,9 +205,9 @@ static diffit_status conv2d_op(diffit_context *ctx, const diffit_tensor *x, cons
   e.residual = residual ? f32(residual) : nullptr;
   const LineMatrix weights = {f32(w), depth, 0};
   if (isPointwise(x, w, y, stride, padTop, padLeft))
-    return multiply(ctx, LineMatrix{f32(x), depth, 0}, weights, e, 1, pixels, outputs, depth, true);
-  return multiply(ctx, WindowLines{windowsOf(x, w, y, stride, padTop, padLeft)}, weights, e, 1, pixels, outputs, depth,
-                  true);
+    return multiplyLines(ctx, LineMatrix{f32(x), depth, 0}, weights, e, pixels, outputs, depth);
+  const WindowLines windows = {windowsOf(x, w, y, stride, padTop, padLeft)};
+  return multiplyLines(ctx, windows, weights, e, pixels, outputs, depth);
 }
 
 /* The input positions first, first + stride, ... < size, and the taps (kernel positions) that reach them. */

@@ -14,6 +14,7 @@ static diffit_status multiplyMatrices(diffit_context *ctx, const float *a, int64
   const DepthMatrix aDepths = {a, m, aStep}, bDepths = {b, n, bStep};
   if (transA && transB) return multiply(ctx, aDepths, bLines, e, batch, m, n, k, oneB);
   if (transA) return multiply(ctx, aDepths, bDepths, e, batch, m, n, k, oneB);
+  if (transB && isThin(m, n, k)) return multiplyThin(ctx, aLines, bLines, e, batch, m, n, k);
   if (transB) return multiply(ctx, aLines, bLines, e, batch, m, n, k, oneB);
   return multiply(ctx, aLines, bDepths, e, batch, m, n, k, oneB);
 }

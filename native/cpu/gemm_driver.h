@@ -184,7 +184,7 @@ struct GemmCall {
     const bool add = block > t.firstBlock, finish = block == t.endBlock - 1 && p.splits == 1;
     const bool single = !add && finish, straight = p.splits == 1 && cols == width && epilogue.plain();
     const int64_t group = imax(1, kGroupLines / p.panelRows);
-    const MicroKernel kernel = kMicroKernels[width / kLanes - 1][p.panelRows - 1];
+    const MicroKernel kernel = width == kMaxCols ? microKernelOf<2>(p.panelRows) : microKernelOf<1>(p.panelRows);
     for (int64_t i = t.i0; i < t.i1; i++) {
       const int64_t row = i * p.panelRows, rows = imin(p.panelRows, p.m - row), global = t.firstRow + row;
       float *aPanel = t.a + (row - t.i0 * p.panelRows) * depth;

@@ -16,7 +16,7 @@
 #if defined(__AVX512F__)
 static constexpr int kMaxRows = 14;
 #elif defined(__aarch64__)
-static constexpr int kMaxRows = 12;
+static constexpr int kMaxRows = 10;
 #elif defined(__AVX2__)
 static constexpr int kMaxRows = 6;
 #else
@@ -61,26 +61,13 @@ static void microKernel(int64_t k, const float *a, const float *b, float *c, int
 
 typedef void (*MicroKernel)(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool add);
 
-/* kMicroKernels[vectors - 1][rows - 1] */
-#define DIFFIT_KERNELS_1_5(nv) \
-  microKernel<1, nv>, microKernel<2, nv>, microKernel<3, nv>, microKernel<4, nv>, microKernel<5, nv>
-#define DIFFIT_KERNELS_7_12(nv)                                                                         \
-  microKernel<7, nv>, microKernel<8, nv>, microKernel<9, nv>, microKernel<10, nv>, microKernel<11, nv>, \
-      microKernel<12, nv>
-static constexpr MicroKernel kMicroKernels[kMaxVectors][kMaxRows] = {
-#if defined(__AVX512F__)
-#define DIFFIT_KERNELS(nv) \
-  DIFFIT_KERNELS_1_5(nv), microKernel<6, nv>, DIFFIT_KERNELS_7_12(nv), microKernel<13, nv>, microKernel<14, nv>
-#elif defined(__aarch64__)
-#define DIFFIT_KERNELS(nv) DIFFIT_KERNELS_1_5(nv), microKernel<6, nv>, DIFFIT_KERNELS_7_12(nv)
-#elif defined(__AVX2__)
-#define DIFFIT_KERNELS(nv) DIFFIT_KERNELS_1_5(nv), microKernel<6, nv>
-#else
-#define DIFFIT_KERNELS(nv) DIFFIT_KERNELS_1_5(nv)
-#endif
-    {DIFFIT_KERNELS(1)}, {DIFFIT_KERNELS(2)}};
-#undef DIFFIT_KERNELS
-#undef DIFFIT_KERNELS_1_5
-#undef DIFFIT_KERNELS_7_12
+/* The kernel for panels of `rows` rows (1 .. MR) and NV vectors. */
+template <int NV, int MR = kMaxRows>
+static MicroKernel microKernelOf(int64_t rows) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return microKernelOf<NV, MR - 1>(rows);
+  }
+  return microKernel<MR, NV>;
+}
 
 #endif

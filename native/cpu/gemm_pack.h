@@ -93,6 +93,7 @@ struct LineMatrix {
   const float *data;
   int64_t stride, step; /* to the next line; to the next matrix of the batch */
   LineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
+  const float *line(int64_t index, float *) const { return data + index * stride; }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     const float *rows[kMaxLines];
     for (int64_t i = 0; i < lines; i++) rows[i] = data + (line + i) * stride + k0;

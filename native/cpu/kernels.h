@@ -30,6 +30,7 @@ namespace DIFFIT_VARIANT {
 #include "gemm_pack.h"
 #include "gemm_epilogue.h"
 #include "gemm_driver.h"
+#include "gemm_thin.h"
 #include "gemm.h"
 #include "conv.h"
 #include "norm.h"
