@@ -2,7 +2,7 @@
  * Imports run one way. Each room may import from itself and from the rooms above it in the table; `not` and `only`
  * narrow that. The same holds for #includes under native/, where `only` lists all a room may see.
  */
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join, posix } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
@@ -89,7 +89,9 @@ function breaches(files: Files, rooms: Room[]): string[] {
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 
+/** The files under a folder, none where it does not exist. */
 function read(folder: string, ending: RegExp): Files {
+  if (!existsSync(join(root, folder))) return {};
   const names = readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' });
   const paths = names.map((name) => posix.join(folder, name)).filter((path) => ending.test(path));
   return Object.fromEntries(paths.map((path) => [path, readFileSync(join(root, path), 'utf8')]));

@@ -26,10 +26,10 @@ extern "C" {
 typedef int32_t diffit_status;
 enum {
   DIFFIT_OK = 0,
-  DIFFIT_INVALID = 1,       /* arguments that do not fit together: a bug above this line */
+  DIFFIT_INVALID = 1, /* arguments that do not fit together: a bug above this line */
   DIFFIT_OUT_OF_MEMORY = 2, /* scratch memory could not be had */
-  DIFFIT_UNSUPPORTED = 3,   /* dtype or size this backend has no kernel for */
-  DIFFIT_DEVICE_FAULT = 4   /* the device or its driver failed */
+  DIFFIT_UNSUPPORTED = 3, /* dtype or size this backend has no kernel for */
+  DIFFIT_DEVICE_FAULT = 4 /* the device or its driver failed */
 };
 
 typedef int32_t diffit_dtype;
@@ -70,7 +70,7 @@ enum {
   DIFFIT_RELU = 10,
   DIFFIT_SILU = 11,
   DIFFIT_GELU_TANH = 12, /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
-  DIFFIT_GELU_ERF = 13,  /* 0.5 x (1 + erf(x / sqrt(2))) */
+  DIFFIT_GELU_ERF = 13, /* 0.5 x (1 + erf(x / sqrt(2))) */
   DIFFIT_ABS = 14,
   DIFFIT_SQUARE = 15,
   DIFFIT_IS_FINITE = 16 /* 1 or 0 */
@@ -102,12 +102,12 @@ enum { DIFFIT_UNIFORM = 0, DIFFIT_NORMAL = 1 };
 typedef struct diffit_context diffit_context;
 
 /* Parameter spelling of ops.def. */
-#define IN(name) const diffit_tensor *name      /* read */
-#define OPT(name) const diffit_tensor *name     /* read, or NULL */
-#define OUT(name) diffit_tensor *name           /* written whole */
-#define OPT_OUT(name) diffit_tensor *name       /* written whole, or NULL: not wanted */
-#define INOUT(name) diffit_tensor *name         /* read and written */
-#define LIST(name) const diffit_list *name      /* tensors read */
+#define IN(name) const diffit_tensor *name /* read */
+#define OPT(name) const diffit_tensor *name /* read, or NULL */
+#define OUT(name) diffit_tensor *name /* written whole */
+#define OPT_OUT(name) diffit_tensor *name /* written whole, or NULL: not wanted */
+#define INOUT(name) diffit_tensor *name /* read and written */
+#define LIST(name) const diffit_list *name /* tensors read */
 #define LIST_INOUT(name) const diffit_list *name /* tensors read and written */
 #define INTS(name) const diffit_ints *name
 #define I64(name) int64_t name
@@ -132,10 +132,10 @@ typedef struct diffit_ops {
 #undef F64
 
 typedef struct diffit_device_info {
-  char name[128];     /* processor or GPU */
-  char variant[32];   /* avx512, avx2, neon, baseline; sm_90a ... */
-  int32_t threads;    /* worker threads (CPU), multiprocessors (CUDA) */
-  int64_t memory;     /* bytes of device memory, 0 where unknown */
+  char name[128]; /* processor or GPU */
+  char variant[32]; /* avx512, avx2, neon, baseline; sm_90a ... */
+  int32_t threads; /* worker threads (CPU), multiprocessors (CUDA) */
+  int64_t memory; /* bytes of device memory, 0 where unknown */
 } diffit_device_info;
 
 typedef struct diffit_backend {
@@ -144,8 +144,8 @@ typedef struct diffit_backend {
 
   /* Opens device `index`; `variant` may be NULL or empty (choose) or force a code path, `threads` 0
      chooses. On failure returns a status and one plain sentence in `why`. */
-  diffit_status (*create)(int32_t index, const char *variant, int32_t threads, diffit_context **context,
-                          char *why, size_t why_size);
+  diffit_status (*create)(int32_t index, const char *variant, int32_t threads, diffit_context **context, char *why,
+                          size_t why_size);
   void (*destroy)(diffit_context *);
   void (*info)(diffit_context *, diffit_device_info *);
 

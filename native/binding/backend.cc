@@ -41,7 +41,8 @@ const diffit_backend *findBackend(const DeviceSpec &spec, const std::string &lib
   void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     const char *reason = dlerror();
-    *why = format("The library of the device %s could not be loaded: %s.", spec.name.c_str(), reason ? reason : library.c_str());
+    *why = format("The library of the device %s could not be loaded: %s.", spec.name.c_str(),
+                  reason ? reason : library.c_str());
     return nullptr;
   }
   const auto entry = reinterpret_cast<diffit_backend_entry>(dlsym(handle, DIFFIT_BACKEND_SYMBOL));

@@ -1,6 +1,9 @@
 #include "device.h"
 
+#include <ctype.h>
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "js.h"
 
@@ -9,18 +12,16 @@ namespace {
 
 /* "4294967296", "512M", "4G"; false for anything else. */
 bool parseBytes(const char *text, size_t *bytes) {
+  static const char kUnits[] = "KMGT";
   char *end;
-  const double number = strtod(text, &end);
-  double unit = 1;
-  switch (*end) {
-    case 'k': case 'K': unit = 1024.0; break;
-    case 'm': case 'M': unit = 1024.0 * 1024; break;
-    case 'g': case 'G': unit = 1024.0 * 1024 * 1024; break;
-    case 't': case 'T': unit = 1024.0 * 1024 * 1024 * 1024; break;
+  double number = strtod(text, &end);
+  if (end == text) return false;
+  if (const char *unit = *end ? strchr(kUnits, toupper(*end)) : nullptr) {
+    number = ldexp(number, 10 * (int)(unit - kUnits + 1));
+    end++;
   }
-  if (unit > 1) end++;
-  if (end == text || *end != '\0' || !(number >= 0 && number * unit < 9e15)) return false;
-  *bytes = (size_t)(number * unit);
+  if (*end != '\0' || !(number >= 0 && number < 9e15)) return false;
+  *bytes = (size_t)number;
   return true;
 }
 
@@ -41,7 +42,8 @@ std::unique_ptr<Device> Device::open(napi_env env, const DeviceSpec &spec, const
   size_t limit = 0;
   const char *limitText = getenv("DIFFIT_MEMORY_LIMIT");
   if (limitText && *limitText && !parseBytes(limitText, &limit)) {
-    fail(env, kBadArgument, "DIFFIT_MEMORY_LIMIT is \"%.100s\"; expected bytes, or a number with K, M, G or T.", limitText);
+    fail(env, kBadArgument, "DIFFIT_MEMORY_LIMIT is \"%.100s\"; expected bytes, or a number with K, M, G or T.",
+         limitText);
     return nullptr;
   }
   diffit_context *context = nullptr;
@@ -61,7 +63,8 @@ std::unique_ptr<Device> Device::open(napi_env env, const DeviceSpec &spec, const
   napi_unref_threadsafe_function(env, device->settled_); /* an idle device does not keep the process alive */
   device->queue_ = std::make_unique<Queue>(backend, context);
   /* Hooks run in reverse order: this one, added last, ends the queue before the function above goes away. */
-  napi_add_env_cleanup_hook(env, [](void *self) { static_cast<Device *>(self)->close(); }, device.get());
+  napi_add_env_cleanup_hook(
+      env, [](void *self) { static_cast<Device *>(self)->close(); }, device.get());
   return device;
 }
 

@@ -131,10 +131,14 @@ napi_value synchronize(napi_env env, napi_callback_info info) {
 
 bool addDeviceFunctions(napi_env env, Environment *environment, napi_value exports) {
   const napi_property_descriptor methods[] = {
-      method("openDevice", openDevice, environment),   method("deviceInfo", deviceInfo, environment),
-      method("cpuVariants", listCpuVariants, environment), method("memory", memory, environment),
-      method("resetPeak", resetPeak, environment),     method("setMemoryLimit", setMemoryLimit, environment),
-      method("trim", trim, environment),               method("synchronize", synchronize, environment),
+      method("openDevice", openDevice, environment),
+      method("deviceInfo", deviceInfo, environment),
+      method("cpuVariants", listCpuVariants, environment),
+      method("memory", memory, environment),
+      method("resetPeak", resetPeak, environment),
+      method("setMemoryLimit", setMemoryLimit, environment),
+      method("trim", trim, environment),
+      method("synchronize", synchronize, environment),
   };
   return napi_define_properties(env, exports, sizeof methods / sizeof methods[0], methods) == napi_ok;
 }

@@ -7,10 +7,14 @@ namespace diffit {
 
 const char *codeOf(diffit_status status) {
   switch (status) {
-    case DIFFIT_INVALID: return "DIFFIT_INVALID";
-    case DIFFIT_OUT_OF_MEMORY: return "DIFFIT_OUT_OF_MEMORY";
-    case DIFFIT_UNSUPPORTED: return "DIFFIT_UNSUPPORTED";
-    default: return "DIFFIT_DEVICE_FAULT";
+    case DIFFIT_INVALID:
+      return "DIFFIT_INVALID";
+    case DIFFIT_OUT_OF_MEMORY:
+      return "DIFFIT_OUT_OF_MEMORY";
+    case DIFFIT_UNSUPPORTED:
+      return "DIFFIT_UNSUPPORTED";
+    default:
+      return "DIFFIT_DEVICE_FAULT";
   }
 }
 

@@ -44,20 +44,15 @@ struct NumberArgument {
   Number get() { return value; }
 };
 
-template <class C>
-struct ArgumentOf;
-template <>
-struct ArgumentOf<const diffit_tensor *> { using Type = TensorArgument; };
-template <>
-struct ArgumentOf<diffit_tensor *> { using Type = TensorArgument; };
-template <>
-struct ArgumentOf<const diffit_list *> { using Type = ListArgument; };
-template <>
-struct ArgumentOf<const diffit_ints *> { using Type = IntsArgument; };
-template <>
-struct ArgumentOf<int64_t> { using Type = NumberArgument<int64_t>; };
-template <>
-struct ArgumentOf<double> { using Type = NumberArgument<double>; };
+/* Which of them stands for a C parameter; never defined, only asked for its type. */
+struct Keep {
+  static TensorArgument as(const diffit_tensor *);
+  static TensorArgument as(diffit_tensor *);
+  static ListArgument as(const diffit_list *);
+  static IntsArgument as(const diffit_ints *);
+  static NumberArgument<int64_t> as(int64_t);
+  static NumberArgument<double> as(double);
+};
 
 /* ---- from JavaScript -------------------------------------------------------------------------------- */
 
@@ -160,7 +155,7 @@ struct Operation;
 
 template <class Op, class... C>
 struct Operation<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
-  using Stored = std::tuple<typename ArgumentOf<C>::Type...>;
+  using Stored = std::tuple<decltype(Keep::as(std::declval<C>()))...>;
   static constexpr size_t kCount = sizeof...(C);
   static_assert(kCount == Op::parameters.size(), "ops.def was expanded wrongly");
 
@@ -169,7 +164,8 @@ struct Operation<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
     void run(Executor &executor) override {
       const auto function = executor.backend->ops.*Op::function;
       if (!function) return executor.fail(DIFFIT_UNSUPPORTED, Op::name, "this device has no such operation");
-      executor.check(std::apply([&](auto &...a) { return function(executor.context, a.get()...); }, arguments), Op::name);
+      executor.check(std::apply([&](auto &...a) { return function(executor.context, a.get()...); }, arguments),
+                     Op::name);
     }
   };
 
@@ -193,21 +189,24 @@ struct Operation<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
 
 /* ---- all operations --------------------------------------------------------------------------------- */
 
-#define IN(name) Parameter{#name, false}
-#define OPT(name) Parameter{#name, true}
-#define OUT(name) Parameter{#name, false}
-#define OPT_OUT(name) Parameter{#name, true}
-#define INOUT(name) Parameter{#name, false}
-#define LIST(name) Parameter{#name, false}
-#define LIST_INOUT(name) Parameter{#name, false}
-#define INTS(name) Parameter{#name, false}
-#define I64(name) Parameter{#name, false}
-#define F64(name) Parameter{#name, false}
-#define DIFFIT_OP(op, ...)                                        \
-  struct Op_##op {                                                \
-    static constexpr const char *name = #op;                      \
-    static constexpr auto function = &diffit_ops::op;             \
-    static constexpr std::array parameters = {__VA_ARGS__};       \
+constexpr Parameter required(const char *name) { return {name, false}; }
+constexpr Parameter optional(const char *name) { return {name, true}; }
+
+#define IN(name) required(#name)
+#define OPT(name) optional(#name)
+#define OUT(name) required(#name)
+#define OPT_OUT(name) optional(#name)
+#define INOUT(name) required(#name)
+#define LIST(name) required(#name)
+#define LIST_INOUT(name) required(#name)
+#define INTS(name) required(#name)
+#define I64(name) required(#name)
+#define F64(name) required(#name)
+#define DIFFIT_OP(op, ...)                                  \
+  struct Op_##op {                                          \
+    static constexpr const char *name = #op;                \
+    static constexpr auto function = &diffit_ops::op;       \
+    static constexpr std::array parameters = {__VA_ARGS__}; \
   };
 #include "../abi/ops.def"
 #undef DIFFIT_OP

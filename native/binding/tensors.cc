@@ -213,7 +213,7 @@ napi_value read(napi_env env, napi_callback_info info) {
 
 bool addTensorFunctions(napi_env env, Environment *environment, napi_value exports) {
   const napi_property_descriptor methods[] = {
-      method("alloc", alloc, environment),     method("view", view, environment), method("read", read, environment),
+      method("alloc", alloc, environment),     method("view", view, environment),   method("read", read, environment),
       method("release", release, environment), method("write", write, environment),
   };
   return napi_define_properties(env, exports, sizeof methods / sizeof methods[0], methods) == napi_ok;

@@ -17,8 +17,8 @@ DIFFIT_INLINE int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 DIFFIT_INLINE int64_t roundUp(int64_t a, int64_t b) { return ceilDiv(a, b) * b; }
 
 /* Leaves the operation with DIFFIT_INVALID and a sentence that names the condition. `ctx` must be in scope. */
-#define REQUIRE(condition)                                                                     \
-  do {                                                                                         \
+#define REQUIRE(condition)                                                                                  \
+  do {                                                                                                      \
     if (!(condition)) return diffit_cpu_fail(ctx, DIFFIT_INVALID, "%s: expected %s", __func__, #condition); \
   } while (0)
 #define REQUIRE_F32(t) REQUIRE((t)->dtype == DIFFIT_F32)

@@ -14,7 +14,8 @@ extern "C" {
 
 /* Runs task(argument, i, thread) for i in [0, tasks), on all threads, and returns when all are done. Tasks are
    handed out dynamically, so what a task writes must not depend on which thread runs it or in which order. */
-void diffit_cpu_run(diffit_context *, int64_t tasks, void (*task)(void *argument, int64_t index, int thread), void *argument);
+void diffit_cpu_run(diffit_context *, int64_t tasks, void (*task)(void *argument, int64_t index, int thread),
+                    void *argument);
 
 int diffit_cpu_threads(const diffit_context *);
 
