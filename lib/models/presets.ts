@@ -13,6 +13,8 @@ export interface TrainingSettings {
   lr: number;
   /** Images over which the learning rate rises from 0. */
   lrRampImages: number;
+  /** [from, to]: images between which the rate falls to 1% along a half cosine; undefined: it stays. */
+  lrDecayImages?: [number, number];
   /** EMA half-life in images. */
   emaHalfLifeImages: number;
   /** The half-life is at most this share of the images seen so far; undefined: no ramp-up. */
@@ -53,6 +55,7 @@ export const presets: Readonly<Record<string, Preset>> = {
       batch: 32,
       lr: 1e-3,
       lrRampImages: 3_200,
+      lrDecayImages: [176_000, 272_000],
       emaHalfLifeImages: 20_000,
       emaRampUp: 0.05,
       flip: false,

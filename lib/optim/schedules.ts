@@ -10,11 +10,19 @@ export function constantLr(lr: number): LrSchedule {
   return () => lr;
 }
 
-/** Rises linearly from 0 to `lr` over `length`, then stays: EDM's ramp over images, or a warm-up. length 0: constant. */
-export function rampLr(lr: number, length: number): LrSchedule {
+/**
+ * Rises linearly from 0 to `lr` over `length` (0: at once), then stays: EDM's ramp over images, or a warm-up. With
+ * `decay` [from, to] it falls along a half cosine between these two, to `final` (default 0).
+ */
+export function rampLr(
+  lr: number,
+  length: number,
+  { decay, final = 0 }: { decay?: readonly [number, number]; final?: number } = {},
+): LrSchedule {
   check('lr', lr);
   check('length', length);
-  return (progress) => lr * warmUp(progress, length);
+  const fall = decay && cosineLr(lr, decay[1] - decay[0], { final });
+  return (progress) => (fall ? fall(progress - decay[0]) : lr) * warmUp(progress, length);
 }
 
 /** Falls from `lr` to `final` (default 0) along a half cosine over `length`, after an optional linear rise over `warmup`. */

@@ -21,6 +21,11 @@ const trainingSchema = z.strictObject({
   lr: z.number().min(0),
   /** Images over which the learning rate rises from 0. */
   lrRampImages: z.number().min(0).default(0),
+  /** [from, to]: images between which the rate falls to 1% along a half cosine; absent: it stays. */
+  lrDecayImages: z
+    .tuple([z.number().min(0), z.number().min(0)])
+    .refine(([from, to]) => from < to, 'expected [from, to] with from < to')
+    .optional(),
   /** EMA half-life in images. */
   emaHalfLifeImages: z.number().min(0).default(500_000),
   /** The half-life is at most this share of the images seen so far; absent: no ramp-up. */

@@ -100,7 +100,9 @@ export class TrainingRun {
       seed,
       optimizer: new Adam(model.namedParameters(), { lr: training.lr, finiteOnly: true }),
       objective: edmObjective({ pMean: training.pMean, pStd: training.pStd }),
-      lr: options.lr ?? rampLr(training.lr, training.lrRampImages),
+      lr:
+        options.lr ??
+        rampLr(training.lr, training.lrRampImages, { decay: training.lrDecayImages, final: training.lr / 100 }),
       emaDecay: (images, batch) =>
         edmEmaDecay(images, batch, {
           halfLifeImages: training.emaHalfLifeImages,

@@ -226,6 +226,9 @@ t.test('learning rates', async (t) => {
   const expected = golden.tensor('edm_lr.lr').data as Float64Array;
   for (const [i, n] of images.entries()) t.equal(ramp(Number(n)), expected[i], `EDM's ramp at ${n} images`);
   t.equal(rampLr(0.5, 0)(0), 0.5);
+  const decayed = rampLr(1, 10, { decay: [100, 200], final: 0.1 });
+  const points = [0, 5, 50, 100, 150, 200, 999].map((images) => Number(decayed(images).toFixed(12)));
+  t.same(points, [0, 0.5, 1, 1, 0.55, 0.1, 0.1], 'rises, stays, falls along a half cosine, stays');
   t.equal(constantLr(0.25)(1e9), 0.25);
   const cosine = cosineLr(1, 100, { final: 0.2, warmup: 10 });
   t.equal(cosine(0), 0);
