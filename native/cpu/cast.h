@@ -75,11 +75,15 @@ DIFFIT_INLINE void narrow(int64_t x, int32_t *y) {
 DIFFIT_INLINE void narrow(int64_t x, int64_t *y) { *y = x; }
 DIFFIT_INLINE void narrow(int64_t x, uint8_t *y) { *y = (uint8_t)(x > 255 ? 255 : x < 0 ? 0 : x); }
 
+/* Pointers are parameters here, not captures: bytes written may alias a captured pointer, and the loop stays scalar. */
+template <class From, class To>
+static void castRange(const From *x, To *y, int64_t n) {
+  for (int64_t i = 0; i < n; i++) narrow(widen(x[i]), &y[i]);
+}
+
 template <class From, class To>
 static void castLoop(diffit_context *ctx, const From *x, To *y, int64_t n) {
-  parallelChunks(ctx, n, 16384, [=](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; i++) narrow(widen(x[i]), &y[i]);
-  });
+  parallelChunks(ctx, n, 16384, [=](int64_t begin, int64_t end, int) { castRange(x + begin, y + begin, end - begin); });
 }
 
 template <class From>
@@ -130,10 +134,13 @@ static diffit_status cast_op(diffit_context *ctx, const diffit_tensor *x, diffit
 }
 
 template <class T>
+static void fillRange(T *y, int64_t n, T value) {
+  for (int64_t i = 0; i < n; i++) y[i] = value;
+}
+
+template <class T>
 static void fillLoop(diffit_context *ctx, T *y, int64_t n, T value) {
-  parallelChunks(ctx, n, 65536, [=](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; i++) y[i] = value;
-  });
+  parallelChunks(ctx, n, 65536, [=](int64_t begin, int64_t end, int) { fillRange(y + begin, end - begin, value); });
 }
 
 /* Integers are filled with `value` truncated and saturated as in cast, but from f64. */

@@ -81,6 +81,15 @@ DIFFIT_INLINE void copyOffsets(const CopyPlan &plan, int dims, int64_t index, in
   }
 }
 
+template <class T>
+DIFFIT_INLINE void copyRow(const T *x, int64_t xs, T *y, int64_t ys, int64_t n) {
+  if (xs == 1 && ys == 1 && n >= 16) {
+    memcpy(y, x, (size_t)n * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < n; i++) y[i * ys] = x[i * xs];
+  }
+}
+
 /* Rows along the last dimension; a row may be cut, so that one long row is shared by all threads. */
 template <class T>
 static void copyRows(diffit_context *ctx, const CopyPlan &plan, const T *x, T *y) {
@@ -93,43 +102,46 @@ static void copyRows(diffit_context *ctx, const CopyPlan &plan, const T *x, T *y
       const int64_t at = begin % n, length = imin(n - at, end - begin);
       int64_t xAt = at * xs, yAt = at * ys;
       copyOffsets(plan, inner, begin / n, &xAt, &yAt);
-      const T *from = x + xAt;
-      T *to = y + yAt;
-      if (xs == 1 && ys == 1 && length >= 16) {
-        memcpy(to, from, (size_t)length * sizeof(T));
-      } else {
-        for (int64_t i = 0; i < length; i++) to[i * ys] = from[i * xs];
-      }
+      copyRow(x + xAt, xs, y + yAt, ys, length);
       begin += length;
     }
   });
 }
 
-/* y[j, i] = x[i, j] for a tile of at most 32 x 32: rows of x are `xs` apart, rows of y are `ys`. */
+/* y[j, i] = x[i, j] for a block of rows x columns (4 x 4: in registers); rows of x are xs apart, rows of y ys. */
 template <class T>
-DIFFIT_INLINE void transposeTile(const T *x, int64_t xs, T *y, int64_t ys, int64_t rows, int64_t columns) {
-  int64_t i = 0;
+DIFFIT_INLINE void transposeBlock(const T *x, int64_t xs, T *y, int64_t ys, int64_t rows, int64_t columns) {
   if constexpr (sizeof(T) == 4) {
-    typedef uint32_t v4 __attribute__((vector_size(16)));
-    for (; i + 4 <= rows; i += 4) {
-      int64_t j = 0;
-      for (; j + 4 <= columns; j += 4) {
-        v4 r[4];
-        for (int k = 0; k < 4; k++) memcpy(&r[k], x + (i + k) * xs + j, 16);
-        const v4 a = __builtin_shuffle(r[0], r[1], v4{0, 4, 1, 5}), b = __builtin_shuffle(r[2], r[3], v4{0, 4, 1, 5});
-        const v4 c = __builtin_shuffle(r[0], r[1], v4{2, 6, 3, 7}), d = __builtin_shuffle(r[2], r[3], v4{2, 6, 3, 7});
-        r[0] = __builtin_shuffle(a, b, v4{0, 1, 4, 5});
-        r[1] = __builtin_shuffle(a, b, v4{2, 3, 6, 7});
-        r[2] = __builtin_shuffle(c, d, v4{0, 1, 4, 5});
-        r[3] = __builtin_shuffle(c, d, v4{2, 3, 6, 7});
-        for (int k = 0; k < 4; k++) memcpy(y + (j + k) * ys + i, &r[k], 16);
-      }
-      for (; j < columns; j++)
-        for (int k = 0; k < 4; k++) y[j * ys + i + k] = x[(i + k) * xs + j];
+    if (rows == 4 && columns == 4) {
+      typedef uint32_t v4 __attribute__((vector_size(16)));
+      v4 r[4];
+      for (int k = 0; k < 4; k++) memcpy(&r[k], x + k * xs, 16);
+      const v4 a = __builtin_shuffle(r[0], r[1], v4{0, 4, 1, 5}), b = __builtin_shuffle(r[2], r[3], v4{0, 4, 1, 5});
+      const v4 c = __builtin_shuffle(r[0], r[1], v4{2, 6, 3, 7}), d = __builtin_shuffle(r[2], r[3], v4{2, 6, 3, 7});
+      r[0] = __builtin_shuffle(a, b, v4{0, 1, 4, 5});
+      r[1] = __builtin_shuffle(a, b, v4{2, 3, 6, 7});
+      r[2] = __builtin_shuffle(c, d, v4{0, 1, 4, 5});
+      r[3] = __builtin_shuffle(c, d, v4{2, 3, 6, 7});
+      for (int k = 0; k < 4; k++) memcpy(y + k * ys, &r[k], 16);
+      return;
     }
   }
-  for (; i < rows; i++)
+  for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < columns; j++) y[j * ys + i] = x[i * xs + j];
+}
+
+/* A tile of blocks. The side with the larger stride is finished line by line: its lines may share one cache set. */
+template <class T>
+DIFFIT_INLINE void transposeTile(const T *x, int64_t xs, T *y, int64_t ys, int64_t rows, int64_t columns) {
+  if (xs > ys) {
+    for (int64_t i = 0; i < rows; i += 4)
+      for (int64_t j = 0; j < columns; j += 4)
+        transposeBlock(x + i * xs + j, xs, y + j * ys + i, ys, imin(4, rows - i), imin(4, columns - j));
+  } else {
+    for (int64_t j = 0; j < columns; j += 4)
+      for (int64_t i = 0; i < rows; i += 4)
+        transposeBlock(x + i * xs + j, xs, y + j * ys + i, ys, imin(4, rows - i), imin(4, columns - j));
+  }
 }
 
 /* The last dimension is contiguous in y, the one before it in x. */

@@ -14,10 +14,11 @@ struct PhiloxKey {
   uint32_t seedLow, seedHigh, streamLow, streamHigh;
 };
 
-/* out[w][i] = word w of counter (first + i, sample, stream low, stream high) under the key (seed low, seed high). */
-static void philoxBlock(const PhiloxKey &key, uint32_t sample, uint32_t first, uint32_t out[4][kCounters]) {
+/* out[w][i] = word w of counter (first + i, sample, stream low, stream high) under the key (seed low, seed high), for
+   `count` counters: a multiple of 16. */
+static void philoxBlock(const PhiloxKey &key, uint32_t sample, uint32_t first, int count, uint32_t out[4][kCounters]) {
   uint32_t *a = out[0], *b = out[1], *c = out[2], *d = out[3];
-  for (int i = 0; i < kCounters; i++) {
+  for (int i = 0; i < count; i++) {
     a[i] = first + (uint32_t)i;
     b[i] = sample;
     c[i] = key.streamLow;
@@ -25,7 +26,7 @@ static void philoxBlock(const PhiloxKey &key, uint32_t sample, uint32_t first, u
   }
   uint32_t k0 = key.seedLow, k1 = key.seedHigh;
   for (int round = 0; round < 10; round++) {
-    for (int i = 0; i < kCounters; i++) {
+    for (int i = 0; i < count; i++) {
       const uint64_t p = (uint64_t)a[i] * 0xD2511F53u, q = (uint64_t)c[i] * 0xCD9E8D57u;
       a[i] = (uint32_t)(q >> 32) ^ b[i] ^ k0;
       b[i] = (uint32_t)q;
@@ -45,9 +46,9 @@ DIFFIT_INLINE vf unitInterval(const uint32_t *words) {
 }
 
 /* Box-Muller on words 0, 1 and words 2, 3 of each counter. */
-DIFFIT_INLINE void normalBlock(const uint32_t words[4][kCounters], float out[4][kCounters]) {
+DIFFIT_INLINE void normalBlock(const uint32_t words[4][kCounters], int count, float out[4][kCounters]) {
   for (int pair = 0; pair < 4; pair += 2) {
-    for (int i = 0; i < kCounters; i += kLanes) {
+    for (int i = 0; i < count; i += kLanes) {
       const vf radius = vsqrt(-2.0f * vlog(unitInterval(words[pair] + i) + 0x1p-24f));
       const SinCos angle = vsincosTurns(unitInterval(words[pair + 1] + i));
       store(out[pair] + i, radius * angle.cos);
@@ -57,7 +58,7 @@ DIFFIT_INLINE void normalBlock(const uint32_t words[4][kCounters], float out[4][
 }
 
 /* emit(element offset in the tensor, values, count) for the elements of all samples of y [batch, ...], blocks of at
-   most kWords in the order of the counters; fill(words, values) turns the words of a block into floats. */
+   most kWords in the order of the counters; fill(words, counters, values) turns the words of a block into floats. */
 template <class Fill, class Emit>
 static void eachRandomBlock(diffit_context *ctx, const diffit_tensor *y, int64_t seed, int64_t stream,
                             int64_t firstSample, const Fill &fill, const Emit &emit) {
@@ -71,19 +72,21 @@ static void eachRandomBlock(diffit_context *ctx, const diffit_tensor *y, int64_t
       const int64_t sample = task / blocks, block = task % blocks;
       uint32_t words[4][kCounters];
       float columns[4][kCounters], values[kWords];
-      philoxBlock(key, (uint32_t)(firstSample + sample), (uint32_t)(block * kCounters), words);
-      fill(words, columns);
-      for (int i = 0; i < kCounters; i++)
+      const int64_t length = imin(kWords, size - block * kWords);
+      const int count = (int)roundUp(ceilDiv(length, 4), 16);
+      philoxBlock(key, (uint32_t)(firstSample + sample), (uint32_t)(block * kCounters), count, words);
+      fill(words, count, columns);
+      for (int i = 0; i < count; i++)
         for (int w = 0; w < 4; w++) values[4 * i + w] = columns[w][i];
-      emit(sample * size + block * kWords, values, imin(kWords, size - block * kWords));
+      emit(sample * size + block * kWords, values, length);
     }
   });
 }
 
 /* The uniform number of every word. */
-DIFFIT_INLINE void uniformBlock(const uint32_t words[4][kCounters], float out[4][kCounters]) {
+DIFFIT_INLINE void uniformBlock(const uint32_t words[4][kCounters], int count, float out[4][kCounters]) {
   for (int w = 0; w < 4; w++)
-    for (int i = 0; i < kCounters; i += kLanes) store(out[w] + i, unitInterval(words[w] + i));
+    for (int i = 0; i < count; i += kLanes) store(out[w] + i, unitInterval(words[w] + i));
 }
 
 static diffit_status philox_op(diffit_context *ctx, diffit_tensor *y, int64_t kind, int64_t seed, int64_t stream,
@@ -95,9 +98,9 @@ static diffit_status philox_op(diffit_context *ctx, diffit_tensor *y, int64_t ki
     memcpy(out + at, values, (size_t)count * sizeof(float));
   };
   if (kind == DIFFIT_UNIFORM) {
-    eachRandomBlock(ctx, y, seed, stream, firstSample, [](const auto &w, auto &v) { uniformBlock(w, v); }, emit);
+    eachRandomBlock(ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { uniformBlock(w, n, v); }, emit);
   } else {
-    eachRandomBlock(ctx, y, seed, stream, firstSample, [](const auto &w, auto &v) { normalBlock(w, v); }, emit);
+    eachRandomBlock(ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { normalBlock(w, n, v); }, emit);
   }
   return DIFFIT_OK;
 }
@@ -116,7 +119,7 @@ static diffit_status dropout_op(diffit_context *ctx, const diffit_tensor *x, dif
     mapVectors2<1, 1>(in + at, values, out + at, count,
                       [=](vf v, vf u) { return vselect(u >= threshold, v * scale, vf{}); });
   };
-  eachRandomBlock(ctx, y, seed, stream, firstSample, [](const auto &w, auto &v) { uniformBlock(w, v); }, emit);
+  eachRandomBlock(ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { uniformBlock(w, n, v); }, emit);
   return DIFFIT_OK;
 }
 
