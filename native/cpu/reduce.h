@@ -52,7 +52,8 @@ static float maxRow(const float *x, int64_t n) {
   return best;
 }
 
-/* f(load at j, store at j, j) over j in [0, n) by vectors: the last one is partial. */
+/* f(get, put) once per vector of a row of n elements, where get(p) loads p's part and put(p, v) stores it; the last part
+   may be shorter, get fills it with zeros. */
 template <class F>
 DIFFIT_INLINE void eachVector(int64_t n, const F &f) {
   int64_t j = 0;
@@ -277,7 +278,7 @@ static diffit_status softmax_backward_op(diffit_context *ctx, const diffit_tenso
   return DIFFIT_OK;
 }
 
-/* Every label must name a class. */
+/* Every index must lie in [0, limit). */
 static diffit_status checkIndices(diffit_context *ctx, const char *op, const diffit_tensor *indices, int64_t limit) {
   const int64_t *values = (const int64_t *)indices->data, n = numel(indices);
   for (int64_t i = 0; i < n; i++) {
