@@ -98,9 +98,11 @@ static diffit_status philox_op(diffit_context *ctx, diffit_tensor *y, int64_t ki
     memcpy(out + at, values, (size_t)count * sizeof(float));
   };
   if (kind == DIFFIT_UNIFORM) {
-    eachRandomBlock(ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { uniformBlock(w, n, v); }, emit);
+    eachRandomBlock(
+        ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { uniformBlock(w, n, v); }, emit);
   } else {
-    eachRandomBlock(ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { normalBlock(w, n, v); }, emit);
+    eachRandomBlock(
+        ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { normalBlock(w, n, v); }, emit);
   }
   return DIFFIT_OK;
 }
@@ -119,7 +121,8 @@ static diffit_status dropout_op(diffit_context *ctx, const diffit_tensor *x, dif
     mapVectors2<1, 1>(in + at, values, out + at, count,
                       [=](vf v, vf u) { return vselect(u >= threshold, v * scale, vf{}); });
   };
-  eachRandomBlock(ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { uniformBlock(w, n, v); }, emit);
+  eachRandomBlock(
+      ctx, y, seed, stream, firstSample, [](auto &w, int n, auto &v) { uniformBlock(w, n, v); }, emit);
   return DIFFIT_OK;
 }
 
