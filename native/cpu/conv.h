@@ -23,7 +23,6 @@ struct Windows {
   int64_t kernelHeight, kernelWidth;
   int64_t stride, padTop, padLeft;
 
-  bool inside(int64_t y) const { return y >= 0 && y < height; }
   int64_t rowFloats() const { return width * channels; }
   int64_t runFloats() const { return kernelWidth * channels; }
 };
@@ -32,6 +31,10 @@ struct Windows {
 struct WindowCorner {
   const float *sample;
   int64_t y, offset;
+  /* The image row under kernel row ky; null outside the image. */
+  const float *row(const Windows &w, int64_t ky) const {
+    return y + ky >= 0 && y + ky < w.height ? sample + (y + ky) * w.rowFloats() : nullptr;
+  }
 };
 
 /* Output pixels in row-major order. */
@@ -47,8 +50,9 @@ struct PixelWalk {
     return {w.image + item * w.height * w.rowFloats(), y * w.stride - w.padTop,
             (x * w.stride - w.padLeft) * w.channels};
   }
-  void next() {
-    if (++x < w.outWidth) return;
+  void next(int64_t pixels = 1) { /* at most to the end of the row */
+    x += pixels;
+    if (x < w.outWidth) return;
     x = 0;
     if (++y < w.outHeight) return;
     y = 0;
@@ -73,9 +77,7 @@ struct WindowLines {
     const WindowCorner corner = PixelWalk(w, pixel).corner();
     const int64_t rowFloats = w.rowFloats(), runFloats = w.runFloats();
     for (int64_t ky = 0; ky < w.kernelHeight; ky++)
-      copyClipped(stage + ky * runFloats,
-                  w.inside(corner.y + ky) ? corner.sample + (corner.y + ky) * rowFloats : nullptr, rowFloats,
-                  corner.offset, runFloats);
+      copyClipped(stage + ky * runFloats, corner.row(w, ky), rowFloats, corner.offset, runFloats);
     return stage;
   }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage) const {
@@ -89,8 +91,8 @@ struct WindowLines {
       const int64_t ky = k / runFloats, skipped = k - ky * runFloats,
                     length = imin(runFloats - skipped, k0 + depth - k);
       for (int64_t i = 0; i < lines; i++) {
-        const int64_t y = corners[i].y + ky, offset = corners[i].offset + skipped;
-        const float *row = w.inside(y) ? corners[i].sample + y * rowFloats : nullptr;
+        const int64_t offset = corners[i].offset + skipped;
+        const float *row = corners[i].row(w, ky);
         if (row && offset >= 0 && offset + length <= rowFloats) {
           rows[i] = row + offset;
         } else {
@@ -108,24 +110,37 @@ struct WindowLines {
 struct WindowDepths {
   Windows w;
   WindowDepths at(int64_t) const { return *this; }
+  /* What neighbouring output pixels take from one image row (or null): runs from `offset` on, `step` apart. */
+  struct Run {
+    const float *row;
+    int64_t rowFloats, offset, step;
+  };
+  DIFFIT_INLINE void copyPixels(float *to, int64_t width, const Run &run, int64_t pixels, int64_t length) {
+    int64_t offset = run.offset;
+    for (int64_t p = 0; p < pixels; p++, to += width, offset += run.step) {
+      if (run.row && offset >= 0 && offset + length <= run.rowFloats)
+        copyRun(to, run.row + offset, length);
+      else
+        copyClipped(to, run.row, run.rowFloats, offset, length);
+    }
+  }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     if (depth == 0) return;
     const int64_t rowFloats = w.rowFloats(), runFloats = w.runFloats();
-    for (int64_t i = 0; i < lines;) {
-      const int64_t ky = (line + i) / runFloats, skipped = line + i - ky * runFloats,
-                    length = imin(runFloats - skipped, lines - i);
+    for (int64_t i = 0, length; i < lines; i += length) {
+      const int64_t ky = (line + i) / runFloats, skipped = line + i - ky * runFloats;
+      length = imin(runFloats - skipped, lines - i);
       PixelWalk walk(w, k0);
-      for (int64_t d = 0; d < depth; d++, walk.next()) {
+      for (int64_t d = 0, pixels; d < depth; d += pixels, walk.next(pixels)) {
+        pixels = imin(w.outWidth - walk.x, depth - d);
         const WindowCorner corner = walk.corner();
-        const int64_t y = corner.y + ky, offset = corner.offset + skipped;
-        const float *row = w.inside(y) ? corner.sample + y * rowFloats : nullptr;
+        const Run run = {corner.row(w, ky), rowFloats, corner.offset + skipped, w.stride * w.channels};
         float *to = panel + d * width + i;
-        if (row && offset >= 0 && offset + length <= rowFloats)
-          copyRun(to, row + offset, length);
+        if (length == kMaxCols)
+          copyPixels(to, width, run, pixels, kMaxCols);
         else
-          copyClipped(to, row, rowFloats, offset, length);
+          copyPixels(to, width, run, pixels, length);
       }
-      i += length;
     }
     if (lines < width)
       for (int64_t d = 0; d < depth; d++) zeroRun(panel + d * width + lines, width - lines);
