@@ -10,8 +10,8 @@
 import { z } from 'zod';
 import { OptionError, ShapeError } from '../errors.js';
 import { TransformerBlock } from '../nn/block.js';
-import { TimeEmbed } from '../nn/embed.js';
-import { Conv2d, Embedding, GroupNorm } from '../nn/layers.js';
+import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
+import { Conv2d, GroupNorm } from '../nn/layers.js';
 import { Module, ModuleList } from '../nn/module.js';
 import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
@@ -42,6 +42,8 @@ const configSchema = z.strictObject({
   timeDim: count.default(512),
   /** Classes; 0 for an unconditional model. */
   numClasses: z.int().min(0).default(0),
+  /** Labels that become the null class in training; above 0 the model can be sampled with classifier-free guidance. */
+  classDropoutProb: z.number().min(0).lt(1).default(0),
   /** In the MLPs, while training. */
   dropout: z.number().min(0).lt(1).default(0),
   /** Attention has one head per this many channels. */
@@ -120,7 +122,7 @@ export class ImageDiffiT extends Module {
   /** The validated options with their defaults; new ImageDiffiT(config) makes the same architecture. */
   readonly config: Readonly<Config>;
   private readonly timeEmbed: TimeEmbed;
-  private readonly labelEmbed?: Embedding;
+  private readonly labelEmbed?: LabelEmbed;
   private readonly tokenizer: Conv2d;
   private readonly encoder: ModuleList<EncoderStage>;
   private readonly decoder: ModuleList<DecoderStage>;
@@ -131,7 +133,7 @@ export class ImageDiffiT extends Module {
     super();
     const config = parseOptions(configSchema, options, 'ImageDiffiT');
     this.config = config;
-    const { inChannels, baseChannels, channelMult, timeDim, numClasses } = config;
+    const { inChannels, baseChannels, channelMult, timeDim, numClasses, classDropoutProb } = config;
     const stages = channelMult.length;
     const channels = channelMult.map((mult) => mult * baseChannels);
     const windows = windowsOf(config);
@@ -147,7 +149,10 @@ export class ImageDiffiT extends Module {
       new TimeEmbed({ channels: baseChannels, timeDim, kind: config.timeEmbedding }),
     );
     // As large as the time embedding it is added to (as EDM's class map is), or classes are learnt very late.
-    if (numClasses > 0) this.labelEmbed = this.child('label_embed', new Embedding(numClasses, timeDim, { std: 1 }));
+    if (numClasses > 0) {
+      const labels = { numClasses, dim: timeDim, dropout: classDropoutProb, std: 1 };
+      this.labelEmbed = this.child('label_embed', new LabelEmbed(labels));
+    }
     this.tokenizer = this.child('tokenizer', new Conv2d(inChannels, channels[0]));
     const encoder = channels.map((width, i) => {
       const down = i < stages - 1 ? new Conv2d(width, width, { stride: 2 }) : undefined;
@@ -163,6 +168,12 @@ export class ImageDiffiT extends Module {
       'head',
       new Head(channels[0], config.outChannels ?? inChannels, groupsFor(channels[0], config)),
     );
+  }
+
+  /** The label that stands for no class; undefined unless the model was trained with classDropoutProb. */
+  get nullClass(): number | undefined {
+    const { numClasses, classDropoutProb } = this.config;
+    return numClasses > 0 && classDropoutProb > 0 ? numClasses : undefined;
   }
 
   /**

@@ -1,10 +1,11 @@
-/** The time token: frequencies of a noise level, then a two-layer SiLU MLP. */
-import { affine, cos, mul, sin } from '../ops/elementwise.js';
+/** What the time token is made of: frequencies of a noise level through a two-layer SiLU MLP, and a vector per class. */
+import { affine, cast, cos, less, mul, sin, where } from '../ops/elementwise.js';
 import { concat, reshape } from '../ops/index.js';
+import { rand } from '../ops/random.js';
 import { keep, noGrad, scope } from '../scope.js';
-import { type Tensor, tensor } from '../tensor.js';
+import { full, type Tensor, tensor } from '../tensor.js';
 import * as init from './init.js';
-import { Linear } from './layers.js';
+import { Embedding, Linear } from './layers.js';
 import { Module } from './module.js';
 
 /** 'positional': fixed geometric frequencies (DDPM++, EDM); 'fourier': random ones (NCSN++). */
@@ -55,5 +56,39 @@ export class TimeEmbed extends Module {
   override dispose(): void {
     super.dispose();
     this.freqs.dispose();
+  }
+}
+
+/** Options of {@link LabelEmbed}. */
+export interface LabelEmbedOptions {
+  numClasses: number;
+  dim: number;
+  /** Probability that a label becomes the null class in training, for classifier-free guidance. Default 0: no null class. */
+  dropout?: number;
+  /** Standard deviation of the initial vectors. Default 0.02. */
+  std?: number;
+}
+
+/** One vector per class, and with label dropout one more, the null class `numClasses`. weight [numClasses (+ 1), dim]. */
+export class LabelEmbed extends Embedding {
+  private readonly numClasses: number;
+  private readonly dropout: number;
+
+  constructor({ numClasses, dim, dropout = 0, std = 0.02 }: LabelEmbedOptions) {
+    super(numClasses + (dropout > 0 ? 1 : 0), dim, { std });
+    this.numClasses = numClasses;
+    this.dropout = dropout;
+  }
+
+  /** Labels i64 [B] -> [B, dim]; in training some become the null class (Ho & Salimans 2022, Algorithm 1). */
+  override forward(labels: Tensor): Tensor {
+    if (!this.training || this.dropout === 0) return super.forward(labels);
+    return scope(() => super.forward(noGrad(() => this.drop(labels))));
+  }
+
+  private drop(labels: Tensor): Tensor {
+    const { shape, device } = labels;
+    const dropped = less(rand(shape, { device }), full(shape, this.dropout, { device }));
+    return cast(where(dropped, full(shape, this.numClasses, { device }), cast(labels, 'f32')), 'i64');
   }
 }
