@@ -1,0 +1,48 @@
+/**
+ * Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): eps = e_null + s (e_cond - e_null), on all channels
+ * or on the first few, with a constant s or DiffiT's power-cosine scale, which is near 1 until late in sampling.
+ */
+import { OptionError } from '../errors.js';
+import { add, affine, cos, mul, pow, sub } from '../ops/elementwise.js';
+import { concat, reshape, slice } from '../ops/index.js';
+import { scope } from '../scope.js';
+import { full, type Tensor } from '../tensor.js';
+
+/** How the guidance scale goes with the timestep. */
+export interface GuidanceSchedule {
+  /** The scale s; 1 is the conditional model alone. */
+  cfgScale: number;
+  /** Exponent p of s(t) = 1 + (cfgScale - 1) (1 - cos(pi (1 - t / diffusionSteps)^p)) / 2; undefined: s is constant. */
+  scalePow?: number;
+  /** T, the timesteps of training. Default 1000. */
+  diffusionSteps?: number;
+}
+
+/** s(t) of timesteps t [B] -> [B]. Throws OptionError for a scale or an exponent that is not usable. */
+export function guidanceScale(t: Tensor, { cfgScale, scalePow, diffusionSteps = 1000 }: GuidanceSchedule): Tensor {
+  if (!Number.isFinite(cfgScale)) throw new OptionError(`cfgScale is ${cfgScale}, expected a finite number.`);
+  if (scalePow === undefined) return full(t.shape, cfgScale, { device: t.device });
+  if (!(scalePow > 0)) throw new OptionError(`scalePow is ${scalePow}, expected a number above 0.`);
+  return scope(() => {
+    const left = affine(t, -1 / diffusionSteps, 1);
+    const angle = affine(pow(left, full(t.shape, scalePow, { device: t.device })), Math.PI, 0);
+    return affine(cos(angle), -(cfgScale - 1) / 2, 1 + (cfgScale - 1) / 2);
+  });
+}
+
+/**
+ * Guides the first `channels` of conditional and unconditional [B, C, H, W] by scale [B]; the others (DiffiT: the
+ * fourth noise channel and the variance) are the conditional's.
+ */
+export function guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: number): Tensor {
+  const all = conditional.shape[1];
+  if (!(Number.isInteger(channels) && channels >= 1 && channels <= all)) {
+    throw new OptionError(`guide: ${channels} channels to guide, expected 1 to the output's ${all}.`);
+  }
+  return scope(() => {
+    const s = reshape(scale, [scale.size, 1, 1, 1]);
+    const [cond, uncond] = [conditional, unconditional].map((x) => (channels < all ? slice(x, 1, 0, channels) : x));
+    const guided = add(uncond, mul(sub(cond, uncond), s));
+    return channels < all ? concat([guided, slice(conditional, 1, channels, all)], 1) : guided;
+  });
+}
