@@ -96,6 +96,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--num <n>', 'images in all (default: 8 per label, or 16)', integer(1))
     .addOption(new Option('--sampler <name>', 'sampler').choices(['edm']).default('edm'))
     .option('--steps <n>', 'noise levels of the sampler (default: the model file says)', integer(1))
+    .option('--cfg-scale <x>', 'classifier-free guidance; 1 is none (default: the model file says)', nonNegative)
     .option('--churn <x>', 'noise added back on the way; 0 is deterministic', nonNegative, 0)
     .option('--seed <n>', 'names the images', integer(0), 0)
     .option('--batch <n>', 'images at a time', integer(1), 64)

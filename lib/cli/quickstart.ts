@@ -62,6 +62,7 @@ for await (const pixels of generate(average, {
   labels,
   batch: labels.length,
   steps: plan.sampler.steps,
+  cfgScale: plan.sampler.cfgScale,
   onStep: ({ done }) => sampling.update(done),
 })) {
   images.push(pixels);

@@ -20,6 +20,7 @@ export interface SampleOptions {
   class?: number[];
   num?: number;
   steps?: number;
+  cfgScale?: number;
   churn: number;
   seed: number;
   batch: number;
@@ -55,6 +56,7 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
     throw new OptionError(`A grid takes at most ${maxGrid} images; write ${plan.count} with --npz or --out-dir.`);
   }
   const steps = options.steps ?? description.sampler.steps;
+  const cfgScale = options.cfgScale ?? description.sampler.cfgScale;
   const [height, width, channels] = imageShape(model);
   const shape = [plan.count, height, width, channels] as const;
   const started = performance.now();
@@ -73,6 +75,7 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
         seed,
         batch,
         steps,
+        cfgScale,
         churn,
         signal,
         onStep,
@@ -101,7 +104,7 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
     if (out && grid) await saveImage(out, imageGrid(grid, shape, { columns: plan.columns }));
     const seconds = Number(((performance.now() - started) / 1000).toFixed(2));
     const files = { ...(out && { grid: out }), ...(outDir && { folder: outDir }), ...(npz && { npz }) };
-    terminal.data({ images: plan.count, seconds, steps, seed, checkpoint: file, ...files });
+    terminal.data({ images: plan.count, seconds, steps, cfgScale, seed, checkpoint: file, ...files });
     terminal.print(`${plan.count} images in ${seconds} s: ${Object.values(files).join(', ')}`);
     return 0;
   });

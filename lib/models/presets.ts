@@ -33,7 +33,7 @@ export interface Preset {
   /** What `diffit train` takes when --data is not given. */
   dataset?: string;
   training: TrainingSettings;
-  sampler: { kind: 'edm'; steps: number };
+  sampler: { kind: 'edm'; steps: number; cfgScale?: number };
 }
 
 export const presets: Readonly<Record<string, Preset>> = {
@@ -62,7 +62,7 @@ export const presets: Readonly<Record<string, Preset>> = {
       flip: false,
       pMean: -0.4, // a digit's shape is decided at higher noise than a photo's
     },
-    sampler: { kind: 'edm', steps: 18 },
+    sampler: { kind: 'edm', steps: 18, cfgScale: 1.5 },
   },
   cifar10: {
     name: 'cifar10',

@@ -23,6 +23,8 @@ export interface GenerateOptions {
   batch?: number;
   /** Noise levels of the sampler. Default 18. */
   steps?: number;
+  /** Classifier-free guidance. Default 1: none. */
+  cfgScale?: number;
   /** S_churn of EDM's sampler. Default 0: deterministic. */
   churn?: number;
   /** Called after every sampler step of every batch. */
@@ -56,7 +58,7 @@ export function checkLabels(
 
 /** Bytes of images [n, H, W, C], batch by batch. Throws OptionError; rejects with the signal's reason when aborted. */
 export async function* generate(model: ImageDiffiT, options: GenerateOptions): AsyncGenerator<Uint8Array> {
-  const { count, seed = 0, batch = 64, steps = 18, churn, onStep, signal } = options;
+  const { count, seed = 0, batch = 64, steps = 18, cfgScale, churn, onStep, signal } = options;
   const labels = checkLabels(model, count, options.labels);
   const [height, width, channels] = imageShape(model);
   const total = Math.ceil(count / batch) * steps;
@@ -70,6 +72,7 @@ export async function* generate(model: ImageDiffiT, options: GenerateOptions): A
       for await (const step of sampleEdm(model, noise, {
         steps,
         labels: ids,
+        cfgScale,
         churn,
         seed,
         firstSample: first,

@@ -8,6 +8,7 @@ import { loadSafetensors, readSafetensorsHeader, saveSafetensors } from '../io/i
 import { ImageDiffiT } from '../models/index.js';
 import { scope } from '../scope.js';
 import { checkpointFormat, readCheckpointState } from './checkpoint.js';
+import { samplerSchema } from './recipe.js';
 
 const modelFormat = 'diffit-model';
 const kinds = { ImageDiffiT };
@@ -20,7 +21,7 @@ const descriptionSchema = z.object({
   /** Preset it comes from. */
   preset: z.string().optional(),
   /** How it is meant to be sampled. */
-  sampler: z.object({ kind: z.literal('edm'), steps: z.int().min(1) }).default({ kind: 'edm', steps: 18 }),
+  sampler: samplerSchema.prefault({}),
 });
 
 /** What a model file says about its network; the part of a run's config that stays with the weights. */
@@ -29,7 +30,7 @@ export type ModelDescription = z.output<typeof descriptionSchema>;
 /** Describes a network for {@link saveModel} and for checkpoints. */
 export function describeModel(
   model: ImageDiffiT,
-  { preset, sampler = { kind: 'edm', steps: 18 } }: Partial<Pick<ModelDescription, 'preset' | 'sampler'>> = {},
+  { preset, sampler = samplerSchema.parse({}) }: Partial<Pick<ModelDescription, 'preset' | 'sampler'>> = {},
 ): ModelDescription {
   return { kind: 'ImageDiffiT', config: { ...model.config }, ...(preset === undefined ? {} : { preset }), sampler };
 }

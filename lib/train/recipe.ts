@@ -39,7 +39,13 @@ const trainingSchema = z.strictObject({
   gradClip: z.number().positive().optional(),
 });
 
-const samplerSchema = z.strictObject({ kind: z.literal('edm').default('edm'), steps: z.int().min(1).default(18) });
+/** How a model is meant to be sampled. @internal */
+export const samplerSchema = z.strictObject({
+  kind: z.literal('edm').default('edm'),
+  steps: z.int().min(1).default(18),
+  /** Classifier-free guidance; 1: none. */
+  cfgScale: z.number().default(1),
+});
 
 const recipeSchema = z.strictObject({
   preset: z.string().optional(),

@@ -87,6 +87,11 @@ export class TrainingRun {
     if (!resume && newest)
       throw new TrainError(`${out} already holds a run (${newest}): resume it, or choose another folder.`);
     const [model, average] = makeModels(plan, seed);
+    if (plan.sampler.cfgScale !== 1 && model.nullClass === undefined) {
+      throw new OptionError(
+        'The sampler has a cfgScale, but the model no null class: give it classDropoutProb above 0.',
+      );
+    }
     const dataset = await openDataset(data, {
       size: model.config.imgResolution,
       channels: model.config.inChannels as 1 | 3,
@@ -172,6 +177,7 @@ export class TrainingRun {
   /** A grid of the averaged model's images; the same noise every time, so that one sees them become clear. */
   private async samples({ signal, onFile }: TrainCallbacks): Promise<void> {
     const { average } = this;
+    const { steps, cfgScale } = this.options.plan.sampler;
     const { numClasses } = average.config;
     const rows = Math.min(numClasses, 10);
     const count = rows > 0 ? rows * sampleColumns : sampleCount;
@@ -180,7 +186,7 @@ export class TrainingRun {
     const pixels = new Uint8Array(count * height * width * channels);
     let filled = 0;
     try {
-      for await (const part of generate(average, { count, labels, steps: this.options.plan.sampler.steps, signal })) {
+      for await (const part of generate(average, { count, labels, steps, cfgScale, signal })) {
         pixels.set(part, filled);
         filled += part.length;
       }

@@ -16,7 +16,7 @@ import {
 import { ImageDiffiT } from '../../lib/models/image-diffit.js';
 import * as F from '../../lib/nn/functional.js';
 import { randn } from '../../lib/ops/random.js';
-import { noGrad } from '../../lib/scope.js';
+import { noGrad, scope } from '../../lib/scope.js';
 import { full, ones, type Tensor, tensor, zeros } from '../../lib/tensor.js';
 import {
   assertClose,
@@ -233,6 +233,36 @@ t.test('an abort acts within a step, with the reason given, and leaves nothing',
   t.equal(memory('cpu').liveBuffers, before, 'a network that throws');
   noise.dispose();
 });
+
+t.test('guidance: D = D_null + s (D_label - D_null), per sample', (t) =>
+  forEachDevice(t, (t, device) => {
+    setDefaultDevice(device);
+    return withoutLeaks(t, device, async () => {
+      // F(x; label) = slope[label] x: guided by s it is the network with slope[null] + s (slope[label] - slope[null]).
+      const slopes = [0.3, -0.5, 0.1];
+      const linear = (table: number[]): EdmNetwork => {
+        const weights = tensor(new Float32Array(table), { shape: [table.length, 1] });
+        const slope = (labels: Tensor): Tensor => F.embedding(weights, labels).reshape([labels.size, 1, 1, 1]);
+        return { nullClass: 2, forward: (x, _, labels) => F.mul(x, slope(labels as Tensor)) };
+      };
+      const cfgScale = 2.5;
+      const noise = randn([4, 1, 3, 3], { seed: 5 });
+      const labels = tensor(new BigInt64Array([0n, 1n, 1n, 0n]));
+      const run = async (network: EdmNetwork, options: SampleEdmOptions): Promise<Float32Array> => {
+        let last: Tensor | undefined;
+        for await (const { sample } of sampleEdm(network, noise, { steps: 4, labels, ...options })) last = sample;
+        return f32(last as Tensor);
+      };
+      await scope(async () => {
+        const expected = await run(linear(slopes.map((k) => 0.1 + cfgScale * (k - 0.1))), {});
+        assertClose(t, await run(linear(slopes), { cfgScale }), expected, 1e-5, 'guided trajectory');
+        assertClose(t, await run(linear(slopes), { cfgScale: 1 }), await run(linear(slopes), {}), 0, 'scale 1 is none');
+        await t.rejects(run({ forward: (x) => x }, { cfgScale }), { name: 'OptionError', message: /null class/ });
+        await t.rejects(run(linear(slopes), { cfgScale, labels: undefined }), { message: /needs labels/ });
+      });
+    });
+  }),
+);
 
 t.test('sampling records nothing and leaves its input alone', async (t) => {
   const weight = tensor(0.7, { requiresGrad: true });

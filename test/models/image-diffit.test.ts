@@ -123,7 +123,9 @@ t.test('inputs are checked', async (t) => {
 
 /** Trainable numbers of a model, added up from the architecture's description. */
 function countParameters(config: ImageDiffiTConfig): number {
-  const { imgResolution, baseChannels, channelMult, timeDim = 512, numClasses = 0, channelsPerHead = 64 } = config;
+  const { imgResolution, baseChannels, channelMult, timeDim = 512, channelsPerHead = 64 } = config;
+  const { numClasses = 0, classDropoutProb = 0 } = config;
+  const labels = numClasses + (classDropoutProb > 0 ? 1 : 0);
   const stages = channelMult.length;
   const per = (value: number | number[], i: number): number => (typeof value === 'number' ? value : value[i]);
   const linear = (inputs: number, outputs: number): number => inputs * outputs + outputs;
@@ -139,7 +141,7 @@ function countParameters(config: ImageDiffiTConfig): number {
   };
   const stage = (inputs: number, i: number): number =>
     block(inputs, i) + (per(config.numBlocks, i) - 1) * block(width(i), i);
-  let total = linear(baseChannels, timeDim) + linear(timeDim, timeDim) + numClasses * timeDim;
+  let total = linear(baseChannels, timeDim) + linear(timeDim, timeDim) + labels * timeDim;
   total += conv(config.inChannels, width(0));
   for (let i = 0; i < stages; i++) {
     total += stage(width(Math.max(i - 1, 0)), i);
