@@ -2,6 +2,8 @@
 export type { HostArray, HostDType, HostValues } from './array.js';
 export { hostArray, hostValues } from './array.js';
 export { fromTensor, toTensor } from './array-tensor.js';
+export type { HubAddress, HubOptions } from './hub.js';
+export { hubFile, isHubAddress, parseHubAddress } from './hub.js';
 export type { DecodeOptions, GridOptions, Image } from './image.js';
 export { encodePng, imageGrid, loadImage, saveImage } from './image.js';
 export { readNpy, writeNpy } from './npy.js';
