@@ -10,5 +10,5 @@ export { readNpy, writeNpy } from './npy.js';
 export type { ImageNpz, StreamedArray } from './npz.js';
 export { NpzFile, openImageNpz, readNpz, writeImageNpz, writeNpz } from './npz.js';
 export type { LoadSafetensorsOptions, SaveSafetensorsOptions } from './safetensors.js';
-export { loadSafetensors, readSafetensorsHeader, saveSafetensors } from './safetensors.js';
+export { forEachTensor, loadSafetensors, readSafetensorsHeader, saveSafetensors } from './safetensors.js';
 export type { SafetensorsEntry, SafetensorsHeader } from './safetensors-format.js';

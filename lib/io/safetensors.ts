@@ -41,6 +41,25 @@ export async function loadSafetensors(
   path: string,
   options: LoadSafetensorsOptions = {},
 ): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
+  const loaded: [string, Tensor][] = [];
+  try {
+    const metadata = await forEachTensor(path, (name, tensor) => loaded.push([name, tensor]), options);
+    return { tensors: Object.fromEntries(loaded), metadata };
+  } catch (error) {
+    for (const [, tensor] of loaded) tensor.dispose();
+    throw error;
+  }
+}
+
+/**
+ * Loads a safetensors file one tensor at a time: `use` owns each tensor, so that memory need not hold them all. Returns
+ * the metadata. Options and errors as {@link loadSafetensors}.
+ */
+export async function forEachTensor(
+  path: string,
+  use: (name: string, tensor: Tensor) => void,
+  options: LoadSafetensorsOptions = {},
+): Promise<Record<string, string>> {
   const { filter = () => true, onProgress, signal } = options;
   return withFile(path, async (handle, size) => {
     const { entries, metadata, dataStart } = await readHeader(handle, size, path);
@@ -49,28 +68,22 @@ export async function loadSafetensors(
       .map((entry) => ({ ...entry, stored: tensorDType(entry, path), bytes: entry.end - entry.begin }));
     const totalBytes = selected.reduce((sum, { bytes }) => sum + bytes, 0);
     const staging = new Uint8Array(selected.reduce((most, { bytes }) => Math.max(most, bytes), 0));
-    const loaded: [string, Tensor][] = [];
     let loadedBytes = 0;
     let waitingBytes = 0;
-    try {
-      for (const entry of selected) {
-        signal?.throwIfAborted();
-        const raw = staging.subarray(0, entry.bytes);
-        await readFully(handle, raw, dataStart + entry.begin, path, signal);
-        loaded.push([entry.name, makeTensor(raw, entry, options)]);
-        loadedBytes += entry.bytes;
-        waitingBytes += entry.bytes;
-        if (waitingBytes >= aheadBytes) {
-          await synchronize(options.device);
-          waitingBytes = 0;
-        }
-        onProgress?.({ name: entry.name, loadedBytes, totalBytes });
+    for (const entry of selected) {
+      signal?.throwIfAborted();
+      const raw = staging.subarray(0, entry.bytes);
+      await readFully(handle, raw, dataStart + entry.begin, path, signal);
+      use(entry.name, makeTensor(raw, entry, options));
+      loadedBytes += entry.bytes;
+      waitingBytes += entry.bytes;
+      if (waitingBytes >= aheadBytes) {
+        await synchronize(options.device);
+        waitingBytes = 0;
       }
-    } catch (error) {
-      for (const [, tensor] of loaded) tensor.dispose();
-      throw error;
+      onProgress?.({ name: entry.name, loadedBytes, totalBytes });
     }
-    return { tensors: Object.fromEntries(loaded), metadata };
+    return metadata;
   });
 }
 

@@ -5,14 +5,36 @@ import { noGrad, scope } from '../scope.js';
 import { numel, type Shape } from '../shape.js';
 import { type Tensor, zeros } from '../tensor.js';
 
+/** How modules make their parameters while `forLoading` runs. */
+let mode: { values: boolean; weights: 'f32' | 'bf16' } = { values: true, weights: 'f32' };
+
+/**
+ * Runs `make`, whose modules get zeros instead of random numbers: their weights will be loaded. With `weights: 'bf16'`
+ * the matrices of Linear layers take half the memory; such a model is for inference.
+ */
+export function forLoading<T>(make: () => T, { weights = 'f32' }: { weights?: 'f32' | 'bf16' } = {}): T {
+  const before = mode;
+  mode = { values: false, weights };
+  try {
+    return make();
+  } finally {
+    mode = before;
+  }
+}
+
+/** The matrix of a Linear layer [out, in]: xavier-uniform, or zero. */
+export function linearWeight(shape: Shape, zero = false): Tensor {
+  return zero || !mode.values ? zeros(shape, { dtype: mode.weights }) : xavierUniform(shape);
+}
+
 /** N(0, std^2). */
 export function normal(shape: Shape, std: number): Tensor {
-  return noGrad(() => scope(() => affine(randn(shape), std, 0)));
+  return mode.values ? noGrad(() => scope(() => affine(randn(shape), std, 0))) : zeros(shape);
 }
 
 /** U(-bound, bound). */
 export function uniform(shape: Shape, bound: number): Tensor {
-  return noGrad(() => scope(() => affine(rand(shape), 2 * bound, -bound)));
+  return mode.values ? noGrad(() => scope(() => affine(rand(shape), 2 * bound, -bound))) : zeros(shape);
 }
 
 /** Glorot's U(±sqrt(6 / (fan in + fan out))); shape [out, ..., in], everything between counts to both fans. */

@@ -19,7 +19,7 @@ export class Linear extends Module {
   ) {
     super();
     const shape = [outFeatures, inFeatures];
-    this.weight = this.parameter('weight', zero ? zeros(shape) : init.xavierUniform(shape));
+    this.weight = this.parameter('weight', init.linearWeight(shape, zero));
     if (bias) this.bias = this.parameter('bias', zeros([outFeatures]));
   }
   /** x [..., in] -> [..., out]; activation and residual are fused. */

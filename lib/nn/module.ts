@@ -42,10 +42,11 @@ export abstract class Module {
   private readonly children = new Map<string, Module>();
   private readonly derived = new Set<string>();
 
-  /** Registers a trainable tensor. */
+  /** Registers a trainable tensor; one in bf16 (see init.forLoading) is for inference and not trained. */
   protected parameter(name: string, tensor: Tensor, layout?: Layout): Tensor {
-    tensor.requiresGrad = true;
-    this.entries.set(name, { tensor: keep(tensor), layout, trainable: true });
+    const trainable = tensor.dtype === 'f32';
+    tensor.requiresGrad = trainable;
+    this.entries.set(name, { tensor: keep(tensor), layout, trainable });
     return tensor;
   }
 
@@ -101,19 +102,7 @@ export abstract class Module {
    */
   loadStateDict(state: StateDict, { strict = true }: { strict?: boolean } = {}): void {
     const entries = new Map(this.walk());
-    const derived = new Set(this.walkDerived());
-    const missing = [...entries.keys()].filter((name) => !(name in state));
-    const unexpected = Object.keys(state).filter((name) => !entries.has(name) && !derived.has(name));
-    const misshapen: string[] = [];
-    for (const [name, { tensor, layout }] of entries) {
-      const given = state[name];
-      const expected = stateShape(tensor.shape, layout);
-      if (given && !sameShape(given.shape, expected))
-        misshapen.push(`${name}: ${format(given.shape)}, expected ${format(expected)}`);
-    }
-    if (misshapen.length || (strict && (missing.length || unexpected.length))) {
-      throw new StateDictError(describe({ missing, unexpected, misshapen }), { missing, unexpected, misshapen });
-    }
+    this.checkStateDict(state, { strict });
     const found = [...entries].filter(([name]) => name in state);
     for (const [name, { tensor }] of found) {
       const { dtype, device, isDisposed } = state[name];
@@ -130,6 +119,32 @@ export abstract class Module {
         });
       }
     });
+  }
+
+  /** Keys of the state dict, in order. */
+  stateNames(): string[] {
+    return [...this.walk()].map(([name]) => name);
+  }
+
+  /** Throws as {@link loadStateDict} would for a state dict of these shapes. */
+  checkStateDict(
+    state: Readonly<Record<string, { shape: Shape }>>,
+    { strict = true }: { strict?: boolean } = {},
+  ): void {
+    const entries = new Map(this.walk());
+    const derived = new Set(this.walkDerived());
+    const missing = [...entries.keys()].filter((name) => !(name in state));
+    const unexpected = Object.keys(state).filter((name) => !entries.has(name) && !derived.has(name));
+    const misshapen: string[] = [];
+    for (const [name, { tensor, layout }] of entries) {
+      const given = state[name];
+      const expected = stateShape(tensor.shape, layout);
+      if (given && !sameShape(given.shape, expected))
+        misshapen.push(`${name}: ${format(given.shape)}, expected ${format(expected)}`);
+    }
+    if (misshapen.length || (strict && (missing.length || unexpected.length))) {
+      throw new StateDictError(describe({ missing, unexpected, misshapen }), { missing, unexpected, misshapen });
+    }
   }
 
   /** Training mode (dropout on) for this module and all below it. Returns this. */

@@ -1,5 +1,5 @@
 /** Matrix products: matmul, and the linear layer with its fused epilogue (bias, activation, residual). */
-import { ShapeError } from '../errors.js';
+import { DTypeError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
 import { format, numel, sameShape } from '../shape.js';
 import { needsGrad, record } from '../tape.js';
@@ -87,9 +87,13 @@ export interface LinearOptions {
   residual?: Tensor;
 }
 
-/** x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual. */
+/**
+ * x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual.
+ * A bf16 weight is read as it is, for inference; nothing is recorded then, and an input that needs a gradient is an error.
+ */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, { activation, residual }: LinearOptions = {}): Tensor {
-  checkTensors('linear', { x, weight, bias, residual });
+  checkTensors('linear', { x, bias, residual });
+  checkTensors('linear', { weight }, weight.dtype === 'bf16' ? 'bf16' : 'f32', x.device);
   if (x.ndim < 1) throw new ShapeError('linear: x is a scalar, expected at least 1 dimension.');
   checkShapeOf('linear', 'weight', weight, [-1, x.shape[x.ndim - 1]]);
   const [n, k] = weight.shape;
@@ -97,6 +101,9 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, { activation, r
   const shape = [...x.shape.slice(0, -1), n];
   checkShapeOf('linear', 'residual', residual, shape);
   const inputs = [x, weight, bias, residual];
+  if (weight.dtype === 'bf16' && needsGrad(inputs)) {
+    throw new DTypeError('linear: a bf16 weight has no gradient; run it in noGrad(), or load the weights as f32.');
+  }
   const y = Tensor.empty(shape, 'f32', x.device);
   // The activation's gradient wants its input, which only exists inside the kernel: keep a copy when it will be asked for.
   const pre = activation && needsGrad(inputs) ? Tensor.empty(shape, 'f32', x.device) : undefined;

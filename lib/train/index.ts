@@ -7,10 +7,18 @@ export {
   readCheckpointState,
 } from './checkpoint.js';
 export { checkLabels, type GenerateOptions, generate, imageShape, toPixels } from './generate.js';
+export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 export { readLog } from './log.js';
 export { type BatchSource, type RunOptions, type StepReport, Trainer, type TrainerOptions } from './loop.js';
 export { type LossPoint, lossCurveSvg } from './loss-curve.js';
-export { describeModel, loadModel, type ModelDescription, readModelDescription, saveModel } from './model-file.js';
+export {
+  describeModel,
+  type LoadModelOptions,
+  loadModel,
+  type ModelDescription,
+  readModelDescription,
+  saveModel,
+} from './model-file.js';
 export { type EdmModel, edmObjective, type Objective, type StepKey, type TensorBatch } from './objective.js';
 export { planTraining, type Recipe, readRecipe, type TrainingPlan } from './recipe.js';
 export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';

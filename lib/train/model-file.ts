@@ -4,10 +4,12 @@
  */
 import { z } from 'zod';
 import { FileFormatError, unknownName } from '../errors.js';
-import { loadSafetensors, readSafetensorsHeader, saveSafetensors } from '../io/index.js';
+import { readSafetensorsHeader, saveSafetensors } from '../io/index.js';
 import { ImageDiffiT } from '../models/index.js';
+import { forLoading } from '../nn/init.js';
 import { scope } from '../scope.js';
 import { checkpointFormat, readCheckpointState } from './checkpoint.js';
+import { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 import { samplerSchema } from './recipe.js';
 
 const modelFormat = 'diffit-model';
@@ -70,22 +72,27 @@ export async function readModelDescription(path: string): Promise<ModelDescripti
   return result.data;
 }
 
+/** Options of {@link loadModel}. */
+export interface LoadModelOptions extends Pick<LoadWeightsOptions, 'onProgress' | 'signal'> {
+  /** 'bf16' keeps the matrices of Linear layers in half the memory. Default 'f32'. */
+  weights?: 'f32' | 'bf16';
+}
+
 /**
  * The network of a model file, or the averaged one of a training checkpoint, in inference mode. Throws FileError,
  * FileFormatError, OptionError for a configuration this version does not know, StateDictError for other weights.
  */
-export async function loadModel(path: string): Promise<{ model: ImageDiffiT; description: ModelDescription }> {
+export async function loadModel(
+  path: string,
+  { weights = 'f32', onProgress, signal }: LoadModelOptions = {},
+): Promise<{ model: ImageDiffiT; description: ModelDescription }> {
   const description = await readModelDescription(path);
   const { kind, config } = description;
   if (!Object.hasOwn(kinds, kind)) throw unknownName(`kind of model in ${path}`, kind, Object.keys(kinds));
-  const model = new kinds[kind as keyof typeof kinds](config as unknown as ImageDiffiT['config']).eval();
+  const make = kinds[kind as keyof typeof kinds];
+  const model = forLoading(() => new make(config as unknown as ImageDiffiT['config']), { weights }).eval();
   try {
-    await scope(async () => {
-      const { tensors } = await loadSafetensors(path, { filter: (name) => !isTrainingOnly(name) });
-      model.loadStateDict(
-        Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name.replace(/^ema\./, ''), tensor])),
-      );
-    });
+    await loadWeights(model, path, { rename: withoutTraining, onProgress, signal });
   } catch (error) {
     model.dispose();
     throw error;
@@ -93,7 +100,7 @@ export async function loadModel(path: string): Promise<{ model: ImageDiffiT; des
   return { model, description };
 }
 
-/** Parts of a checkpoint that sampling does not need. */
-function isTrainingOnly(name: string): boolean {
-  return name.startsWith('model.') || name.startsWith('optimizer.');
+/** Names of a checkpoint's averaged weights in the model; the parts that sampling does not need are skipped. */
+function withoutTraining(name: string): string | undefined {
+  return name.startsWith('model.') || name.startsWith('optimizer.') ? undefined : name.replace(/^ema\./, '');
 }

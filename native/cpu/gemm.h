@@ -19,12 +19,21 @@ static diffit_status multiplyMatrices(diffit_context *ctx, const float *a, int64
   return multiply(ctx, aLines, bDepths, e, batch, m, n, k, oneB);
 }
 
+/* y = epilogue(a b^T) with b in bf16: a linear layer with half-size weights. */
+static diffit_status multiplyBf16(diffit_context *ctx, const float *a, int64_t aStep, const Bf16 *b, int64_t bStep,
+                                  const Epilogue &e, int64_t batch, int64_t m, int64_t n, int64_t k) {
+  const LineMatrix aLines = {a, k, aStep};
+  const Bf16LineMatrix bLines = {b, k, bStep};
+  if (isThin(m, n, k)) return multiplyThin(ctx, aLines, bLines, e, batch, m, n, k);
+  return multiply(ctx, aLines, bLines, e, batch, m, n, k, bStep == 0 || batch == 1);
+}
+
 static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b,
                              const diffit_tensor *bias, const diffit_tensor *gateInput, const diffit_tensor *residual,
                              diffit_tensor *y, diffit_tensor *pre, int64_t batch, int64_t m, int64_t n, int64_t k,
                              int64_t transA, int64_t transB, int64_t activation, int64_t gateKind, int64_t accumulate) {
   REQUIRE_F32(a);
-  REQUIRE_F32(b);
+  REQUIRE(b->dtype == DIFFIT_F32 || (b->dtype == DIFFIT_BF16 && !transA && transB));
   REQUIRE_F32(y);
   const int64_t limit = (int64_t)1 << 31;
   REQUIRE(batch >= 0 && m >= 0 && n >= 0 && k >= 0 && batch < limit && m < limit && n < limit && k < limit);
@@ -54,6 +63,8 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
     m *= batch;
     batch = 1;
   }
+  if (b->dtype == DIFFIT_BF16)
+    return multiplyBf16(ctx, f32(a), aStep, (const Bf16 *)b->data, bStep, e, batch, m, n, k);
   return multiplyMatrices(ctx, f32(a), aStep, transA != 0, f32(b), bStep, transB != 0, e, batch, m, n, k);
 }
 
