@@ -3,6 +3,7 @@ export { type Cifar10Options, openCifar10 } from './cifar10.js';
 export { type Dataset, MemoryDataset, type Sample } from './dataset.js';
 export type { EncodedDataset, EncodedOptions } from './encoded.js';
 export { openImageFolder } from './image-folder.js';
+export { imagenetClasses, imagenetLabel } from './imagenet.js';
 export { type Batch, DataLoader, type LoaderOptions, type LoaderState } from './loader.js';
 export { type MnistOptions, openMnist, type Split } from './mnist.js';
 export { type OpenDatasetOptions, openDataset } from './open.js';
