@@ -34,6 +34,8 @@ export interface TMSAOptions {
   windowSize: number;
   /** Default 'tmsa'. */
   conditioning?: AttentionConditioning;
+  /** The learned relative position bias. Default true; false is plain self-attention (DiT). */
+  positionBias?: boolean;
 }
 
 export class TMSA extends Module {
@@ -41,17 +43,22 @@ export class TMSA extends Module {
   readonly qkvTemb?: Linear;
   readonly biasTemb?: Linear;
   readonly proj: Linear;
-  readonly table: Tensor;
+  readonly table?: Tensor;
   private readonly options: Required<TMSAOptions>;
 
   constructor(options: TMSAOptions) {
     super();
-    const { dim, timeDim = dim, numHeads, windowSize, conditioning = 'tmsa' } = options;
+    const { dim, timeDim = dim, numHeads, windowSize, conditioning = 'tmsa', positionBias = true } = options;
     if (dim % numHeads !== 0) throw new OptionError(`TMSA: numHeads ${numHeads} does not divide dim ${dim}.`);
-    this.options = { dim, timeDim, numHeads, windowSize, conditioning };
+    this.options = { dim, timeDim, numHeads, windowSize, conditioning, positionBias };
+    if (conditioning === 'bias-only' && !positionBias) {
+      throw new OptionError('TMSA: conditioning "bias-only" needs the position bias.');
+    }
     const rows = (2 * windowSize - 1) ** 2;
-    this.table = this.parameter('relative_position_bias_table', init.normal([rows, numHeads], 0.02));
-    this.acceptsDerived('relative_position_index');
+    if (positionBias) {
+      this.table = this.parameter('relative_position_bias_table', init.normal([rows, numHeads], 0.02));
+      this.acceptsDerived('relative_position_index');
+    }
     this.qkv = this.child('qkv', new Linear(dim, 3 * dim));
     if (conditioning === 'tmsa') this.qkvTemb = this.child('qkv_temb', new Linear(timeDim, 3 * dim));
     if (conditioning === 'bias-only') this.biasTemb = this.child('bias_temb', new Linear(timeDim, rows * numHeads));
@@ -81,12 +88,12 @@ export class TMSA extends Module {
     });
   }
 
-  private condition(batch: number, time: Tensor | undefined): { time?: Tensor; table: Tensor } {
+  private condition(batch: number, time: Tensor | undefined): { time?: Tensor; table?: Tensor } {
     const { conditioning, numHeads } = this.options;
     if (conditioning === 'none') return { table: this.table };
     if (!time) throw new OptionError(`TMSA: conditioning "${conditioning}" needs a time token.`);
     if (this.qkvTemb) return { table: this.table, time: this.qkvTemb.forward(time) };
-    const shift = (this.biasTemb as Linear).forward(time);
-    return { table: add(reshape(shift, [batch, this.table.shape[0], numHeads]), this.table) };
+    const [shift, table] = [(this.biasTemb as Linear).forward(time), this.table as Tensor];
+    return { table: add(reshape(shift, [batch, table.shape[0], numHeads]), table) };
   }
 }

@@ -9,6 +9,7 @@ import { dropout } from '../ops/random.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { TMSA } from './attention.js';
+import { zeros } from './init.js';
 import { Linear } from './layers.js';
 import { Module } from './module.js';
 
@@ -28,6 +29,8 @@ export interface TransformerBlockOptions {
   dropout?: number;
   /** Default 'tmsa'. */
   conditioning?: Conditioning;
+  /** A learned relative position bias in the attention. Default true. */
+  positionBias?: boolean;
 }
 
 /** Two linears with GELU (tanh form) between. State dict: fc1, fc2, and temb when the time token enters here. */
@@ -55,19 +58,22 @@ class MLP extends Module {
   }
 }
 
-/** DiT's AdaLN-Zero: six per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
-class Modulation extends Module {
+/** AdaLN-Zero (DiT): `count` vectors per sample [B, 1, ..., dim] from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
+export class Modulation extends Module {
   readonly linear: Linear;
   constructor(
     timeDim: number,
     private readonly dim: number,
+    private readonly count: number,
   ) {
     super();
-    this.linear = this.child('1', new Linear(timeDim, 6 * dim, { zero: true }));
+    this.linear = this.child('1', new Linear(timeDim, count * dim, { initial: zeros }));
   }
   forward(time: Tensor, ndim: number): Tensor[] {
     const all = this.linear.forward(silu(time));
-    return Array.from({ length: 6 }, (_, i) => perSample(slice(all, 1, i * this.dim, (i + 1) * this.dim), ndim));
+    return Array.from({ length: this.count }, (_, i) =>
+      perSample(slice(all, 1, i * this.dim, (i + 1) * this.dim), ndim),
+    );
   }
 }
 
@@ -78,12 +84,24 @@ export class TransformerBlock extends Module {
 
   constructor(options: TransformerBlockOptions) {
     super();
-    const { dim, timeDim, numHeads, windowSize, mlpRatio = 4, dropout = 0, conditioning = 'tmsa' } = options;
+    const {
+      dim,
+      timeDim,
+      numHeads,
+      windowSize,
+      mlpRatio = 4,
+      dropout = 0,
+      conditioning = 'tmsa',
+      positionBias,
+    } = options;
     const inAttention = conditioning === 'tmsa' || conditioning === 'bias-only' ? conditioning : 'none';
-    this.attn = this.child('attn', new TMSA({ dim, timeDim, numHeads, windowSize, conditioning: inAttention }));
+    this.attn = this.child(
+      'attn',
+      new TMSA({ dim, timeDim, numHeads, windowSize, conditioning: inAttention, positionBias }),
+    );
     const mlpTime = conditioning === 'mlp-only' ? timeDim : undefined;
     this.mlp = this.child('mlp', new MLP(dim, Math.round(dim * mlpRatio), mlpTime, dropout));
-    if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(timeDim, dim));
+    if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(timeDim, dim, 6));
   }
 
   /** x [B, H, W, C] or [B, N, C], time token [B, timeDim] -> shape of x. */
@@ -97,10 +115,14 @@ export class TransformerBlock extends Module {
 
   private modulated(x: Tensor, time: Tensor, parts: Tensor[]): Tensor {
     const [shiftMsa, scaleMsa, gateMsa, shiftMlp, scaleMlp, gateMlp] = parts;
-    const modulate = (y: Tensor, shift: Tensor, scale: Tensor): Tensor => add(mul(layerNorm(y), add(scale, 1)), shift);
     const h = add(x, mul(gateMsa, this.attn.forward(modulate(x, shiftMsa, scaleMsa), undefined)));
     return add(h, mul(gateMlp, this.mlp.forward(modulate(h, shiftMlp, scaleMlp), time)));
   }
+}
+
+/** LN(x) (1 + scale) + shift. */
+export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
+  return add(mul(layerNorm(x), add(scale, 1)), shift);
 }
 
 /** [B, C] -> [B, 1, ..., C]: broadcasts over a sample's tokens. */

@@ -8,8 +8,11 @@ import * as init from './init.js';
 import { Embedding, Linear } from './layers.js';
 import { Module } from './module.js';
 
-/** 'positional': fixed geometric frequencies (DDPM++, EDM); 'fourier': random ones (NCSN++). */
-export type TimeEmbedding = 'positional' | 'fourier';
+/**
+ * 'positional': fixed geometric frequencies (DDPM++, EDM); 'fourier': random ones (NCSN++); 'timestep': those of
+ * guided-diffusion for timesteps 0..1000, fractions allowed.
+ */
+export type TimeEmbedding = 'positional' | 'fourier' | 'timestep';
 
 /** Options of {@link TimeEmbed}. */
 export interface TimeEmbedOptions {
@@ -18,6 +21,8 @@ export interface TimeEmbedOptions {
   /** Channels of the token. */
   timeDim: number;
   kind: TimeEmbedding;
+  /** The matrices of the MLP at the start. Default: xavier-uniform. */
+  initial?: init.Initializer;
 }
 
 /** c_noise [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
@@ -27,19 +32,18 @@ export class TimeEmbed extends Module {
   private readonly freqs: Tensor;
   private readonly angle: number;
 
-  constructor({ channels, timeDim, kind }: TimeEmbedOptions) {
+  constructor({ channels, timeDim, kind, initial }: TimeEmbedOptions) {
     super();
     const half = channels / 2;
     if (kind === 'fourier') {
       this.freqs = this.buffer('freqs', init.normal([half], 16));
       this.angle = 2 * Math.PI;
     } else {
-      // The last frequency is exactly 1/10000 ("endpoint" in EDM's code).
-      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / Math.max(half - 1, 1)))));
+      this.freqs = keep(tensor(kind === 'timestep' ? timestepFrequencies(half) : positionalFrequencies(half)));
       this.angle = 1;
     }
-    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim));
-    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim));
+    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim, { initial }));
+    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim, { initial }));
   }
 
   /** cNoise [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
@@ -57,6 +61,18 @@ export class TimeEmbed extends Module {
     super.dispose();
     this.freqs.dispose();
   }
+}
+
+/** The last frequency is exactly 1/10000 ("endpoint" in EDM's code). */
+function positionalFrequencies(half: number): Float32Array {
+  return Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / Math.max(half - 1, 1)));
+}
+
+/** exp(-ln(10000) k / half), rounded to f32 where guided-diffusion's f32 code rounds: at t = 1000 the last bit shows. */
+function timestepFrequencies(half: number): Float32Array {
+  const { fround, log, exp } = Math;
+  const slope = fround(-log(10000));
+  return Float32Array.from({ length: half }, (_, k) => exp(fround(fround(slope * k) / half)));
 }
 
 /** Options of {@link LabelEmbed}. */

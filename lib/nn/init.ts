@@ -22,9 +22,12 @@ export function forLoading<T>(make: () => T, { weights = 'f32' }: { weights?: 'f
   }
 }
 
-/** The matrix of a Linear layer [out, in]: xavier-uniform, or zero. */
-export function linearWeight(shape: Shape, zero = false): Tensor {
-  return zero || !mode.values ? zeros(shape, { dtype: mode.weights }) : xavierUniform(shape);
+/** How a layer makes its weight of a given shape. */
+export type Initializer = (shape: Shape) => Tensor;
+
+/** The matrix of a Linear layer [out, in]. */
+export function linearWeight(shape: Shape, initial: Initializer): Tensor {
+  return mode.values ? initial(shape) : zeros(shape, { dtype: mode.weights });
 }
 
 /** N(0, std^2). */

@@ -8,18 +8,18 @@ import { ones, type Tensor, zeros } from '../tensor.js';
 import * as init from './init.js';
 import { convLayout, Module } from './module.js';
 
-/** y = x W^T + b on the last axis. weight [out, in] xavier-uniform, bias zero. */
+/** y = x W^T + b on the last axis. weight [out, in] xavier-uniform by default, bias zero. */
 export class Linear extends Module {
   readonly weight: Tensor;
   readonly bias?: Tensor;
   constructor(
     inFeatures: number,
     outFeatures: number,
-    { bias = true, zero = false }: { bias?: boolean; zero?: boolean } = {},
+    { bias = true, initial = init.xavierUniform }: { bias?: boolean; initial?: init.Initializer } = {},
   ) {
     super();
     const shape = [outFeatures, inFeatures];
-    this.weight = this.parameter('weight', init.linearWeight(shape, zero));
+    this.weight = this.parameter('weight', init.linearWeight(shape, initial));
     if (bias) this.bias = this.parameter('bias', zeros([outFeatures]));
   }
   /** x [..., in] -> [..., out]; activation and residual are fused. */
@@ -33,8 +33,8 @@ export interface Conv2dLayerOptions {
   kernel?: number;
   stride?: number;
   padding?: number;
-  /** Start from zero weights. Default false. */
-  zero?: boolean;
+  /** The weight at the start, [out, k, k, in]. Default: PyTorch's. */
+  initial?: init.Initializer;
 }
 
 /** Convolution on NHWC. weight [out, k, k, in] in memory ([out, in, k, k] in state dicts), PyTorch's default init, bias zero. */
@@ -46,9 +46,9 @@ export class Conv2d extends Module {
   /** Defaults: kernel 3, stride 1, padding (kernel - 1) / 2. */
   constructor(inChannels: number, outChannels: number, options: Conv2dLayerOptions = {}) {
     super();
-    const { kernel = 3, stride = 1, padding = Math.floor((kernel - 1) / 2), zero = false } = options;
+    const { kernel = 3, stride = 1, padding = Math.floor((kernel - 1) / 2), initial = init.fanInUniform } = options;
     const shape = [outChannels, kernel, kernel, inChannels];
-    this.weight = this.parameter('weight', zero ? zeros(shape) : init.fanInUniform(shape), convLayout);
+    this.weight = this.parameter('weight', initial(shape), convLayout);
     this.bias = this.parameter('bias', zeros([outChannels]));
     this.stride = stride;
     this.padding = padding;
