@@ -2,7 +2,6 @@
  * EDM (Karras et al. 2022, arXiv 2206.00364): preconditioning (Table 1, right column), the training loss, the noise
  * schedule (Eq. 5) and the 2nd-order Heun sampler with churn (Algorithm 2). Images are NCHW; sigma is per sample.
  */
-import { synchronize } from '../device.js';
 import { OptionError } from '../errors.js';
 import { guidanceScale, guide } from '../nn/guidance.js';
 import { affine, linearCombination, mul, sub, unary } from '../ops/elementwise.js';
@@ -11,7 +10,7 @@ import { randn } from '../ops/random.js';
 import { mean } from '../ops/reduce.js';
 import { noGrad, scope } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
-import type { SamplerStep } from './sampler.js';
+import { type Advance, runSampler, type SamplerStep } from './sampler.js';
 
 /** A raw network F(c_in x; c_noise, labels): [B, C, H, W], [B], [B] -> [B, C, H, W]. */
 export interface EdmNetwork {
@@ -142,30 +141,11 @@ export async function* sampleEdm(
   const { cfgScale = 1 } = options;
   const denoiser = cfgScale === 1 ? network : guided(network, cfgScale);
   const sigmas = edmSigmas(steps, sigmaMin, sigmaMax, rho);
-  signal?.throwIfAborted();
-  let x = noGrad(() => affine(noise, sigmas[0], 0));
-  let done = false;
-  try {
-    for (let i = 0; i < steps; i++) {
-      const gamma = sigmas[i] >= sMin && sigmas[i] <= sMax ? Math.min(churn / steps, Math.SQRT2 - 1) : 0;
-      const { sample, denoised } = noGrad(() =>
-        scope(() => heunStep(denoiser, x, sigmas[i], sigmas[i + 1], gamma, i, options)),
-      );
-      x.dispose();
-      x = sample;
-      try {
-        // Let the device catch up once a step, so that an abort acts within one step.
-        await synchronize(x.device);
-        signal?.throwIfAborted();
-        yield { step: i + 1, steps, sample, denoised };
-      } finally {
-        denoised.dispose();
-      }
-    }
-    done = true;
-  } finally {
-    if (!done) x.dispose();
-  }
+  const step = (x: Tensor, i: number): Advance => {
+    const gamma = sigmas[i] >= sMin && sigmas[i] <= sMax ? Math.min(churn / steps, Math.SQRT2 - 1) : 0;
+    return heunStep(denoiser, x, sigmas[i], sigmas[i + 1], gamma, i, options);
+  };
+  yield* runSampler(() => affine(noise, sigmas[0], 0), steps, step, signal);
 }
 
 /** One step from sigma to the next level; the last one (to 0) is Euler's. */
@@ -177,7 +157,7 @@ function heunStep(
   gamma: number,
   step: number,
   options: SampleEdmOptions,
-): { sample: Tensor; denoised: Tensor } {
+): Advance {
   const { labels, sigmaData, sNoise = 1, seed = 0, firstSample = 0 } = options;
   const { churnNoise = (i) => randn(x.shape, { seed, stream: i + 1, firstSample, device: x.device }) } = options;
   const level = (s: number): Tensor => full([x.shape[0]], s, { device: x.device });

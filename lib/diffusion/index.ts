@@ -1,4 +1,7 @@
 /** diffusion: formulations, losses, samplers. Models come in as functions. */
+export { type SampleDdimOptions, sampleDdim } from './ddim.js';
+export { sampleDdpm } from './ddpm.js';
+export { sampleDpmSolver } from './dpm-solver.js';
 export {
   denoise,
   type EdmLossOptions,
@@ -8,4 +11,23 @@ export {
   type SampleEdmOptions,
   sampleEdm,
 } from './edm.js';
+export {
+  GaussianDiffusion,
+  type GaussianDiffusionOptions,
+  type GaussianNetwork,
+  type ModelDistribution,
+  type Timestep,
+  type TrainingLosses,
+  type TrainingLossOptions,
+} from './gaussian.js';
+export type { GaussianSamplerOptions } from './gaussian-sampler.js';
 export type { SamplerStep } from './sampler.js';
+export { cosineBetas, linearBetas, minSnrWeights, respace } from './schedule.js';
+export {
+  type LossSecondMomentOptions,
+  type LossSecondMomentState,
+  LossSecondMomentTimesteps,
+  type TimestepDraw,
+  type TimestepSamplerOptions,
+  UniformTimesteps,
+} from './timestep-samplers.js';

@@ -180,11 +180,11 @@ export abstract class LatentTransformer extends Module {
     if (batch % 2 !== 0) throw new ShapeError(`${this.name}: guidance takes two halves, got a batch of ${batch}.`);
     const scalePow = options.scalePow === undefined ? (inputSize <= 32 ? 4 : null) : options.scalePow;
     return scope(() => {
+      const schedule = { cfgScale, scalePow: scalePow ?? undefined, diffusionSteps };
+      const scale = guidanceScale(slice(t, 0, 0, batch / 2), schedule);
       const images = slice(x, 0, 0, batch / 2);
       const out = this.forward(concat([images, images], 0), t, y);
       const [cond, uncond] = [slice(out, 0, 0, batch / 2), slice(out, 0, batch / 2, batch)];
-      const schedule = { cfgScale, scalePow: scalePow ?? undefined, diffusionSteps };
-      const scale = guidanceScale(slice(t, 0, 0, batch / 2), schedule);
       const channels = cfgChannels === 'all' ? inChannels : cfgChannels;
       const guided = guide(cond, uncond, scale, channels);
       const rest = slice(uncond, 1, channels, this.outChannels);

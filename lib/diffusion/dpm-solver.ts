@@ -1,0 +1,49 @@
+/**
+ * DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): the probability-flow ODE of the predicted clean image,
+ * solved over lambda = ln(alpha / sigma), second order from the predictions of two neighbouring steps.
+ */
+import { linearCombination } from '../ops/elementwise.js';
+import type { Tensor } from '../tensor.js';
+import type { GaussianDiffusion, GaussianNetwork } from './gaussian.js';
+import { type GaussianSamplerOptions, type GaussianState, sampleGaussian } from './gaussian-sampler.js';
+import type { Advance, SamplerStep } from './sampler.js';
+
+/**
+ * From standard normal noise [B, C, H, W] to images or latents; deterministic. The network is evaluated once at every
+ * timestep of `ddpm`, so its respacing is the choice of timesteps: "20" spreads 20 of them evenly in time over all of
+ * 0 .. steps - 1, both ends included, which suits latents. Of first order are the first step, which has no earlier
+ * prediction, the last one, from timestep 0 to the clean image (lambda is infinite there: the step returns the
+ * prediction), and the one before, into timestep 0: lambda leaps there, and extrapolating over the leap costs more than it
+ * gains. Draws no noise: seed, firstSample and stepNoise have no effect.
+ *
+ * Yields after every step; the yielded tensors live until the next iteration (detach() them to keep); the last `sample`
+ * belongs to the caller. Rejects with the signal's reason when aborted; nothing stays allocated.
+ */
+export async function* sampleDpmSolver(
+  network: GaussianNetwork,
+  noise: Tensor,
+  options: GaussianSamplerOptions,
+): AsyncGenerator<SamplerStep> {
+  yield* sampleGaussian('sampleDpmSolver', network, noise, options, dpmSolverStep);
+}
+
+/** x_(t-1) = sigma_(t-1) / sigma_t x - alpha_(t-1) (e^-h - 1) D, D the prediction, extrapolated where there are two. */
+export function dpmSolverStep({ ddpm, output, x, t, clipDenoised, previous }: GaussianState): Advance {
+  const denoised = ddpm.predictXStart(ddpm.split(output, x).eps, x, t, { clipDenoised });
+  const [a, aPrev] = [ddpm.alphasCumprod[t], ddpm.alphasCumprodPrev[t]];
+  const h = lambda(ddpm, t - 1) - lambda(ddpm, t);
+  const gain = -Math.sqrt(aPrev) * Math.expm1(-h);
+  const terms: [number, Tensor][] = [[Math.sqrt((1 - aPrev) / (1 - a)), x]];
+  if (previous && t > 1) {
+    const extrapolation = h / (2 * (lambda(ddpm, t) - lambda(ddpm, t + 1))); // 1 / (2 r)
+    terms.push([gain * (1 + extrapolation), denoised], [-gain * extrapolation, previous]);
+  } else {
+    terms.push([gain, denoised]);
+  }
+  return { sample: linearCombination(terms), denoised };
+}
+
+/** ln(alpha / sigma) at timestep index t; infinite for the clean image, t = -1. */
+function lambda({ alphasCumprod }: GaussianDiffusion, t: number): number {
+  return t < 0 ? Number.POSITIVE_INFINITY : Math.log(alphasCumprod[t] / (1 - alphasCumprod[t])) / 2;
+}

@@ -1,0 +1,120 @@
+/**
+ * What the samplers of Gaussian diffusion share: options, the walk over the process's timesteps from the noisiest to 0,
+ * the network with classifier-free guidance, and the random numbers of a step.
+ */
+import { OptionError } from '../errors.js';
+import { guidanceScale, guide } from '../nn/guidance.js';
+import { checkShapeOf, checkTensors } from '../ops/check.js';
+import { concat, slice } from '../ops/index.js';
+import { randn } from '../ops/random.js';
+import { full, type Tensor } from '../tensor.js';
+import { GaussianDiffusion, type GaussianNetwork } from './gaussian.js';
+import { type Advance, runSampler, type SamplerStep } from './sampler.js';
+
+/** Options of {@link sampleDdpm}, {@link sampleDdim} and {@link sampleDpmSolver}. */
+export interface GaussianSamplerOptions {
+  /** The process; its respacing sets the number of steps. */
+  ddpm: GaussianDiffusion;
+  /** i64 [B], for a class-conditional network. */
+  y?: Tensor;
+  /** Scale of classifier-free guidance. Default 1: off. Another value needs `y` and a network with a null class. */
+  cfgScale?: number;
+  /** Exponent of DiffiT's power-cosine scale (4 at 256 pixels). Default: the scale is constant. */
+  scalePow?: number;
+  /** How many noise channels are guided, from the first; at most the noise's. Default 3, as in DiT and DiffiT. */
+  guidedChannels?: number | 'all';
+  /** Lowest and highest timestep of training at which guidance acts; elsewhere only the conditional half is computed. */
+  guidanceInterval?: readonly [low: number, high: number];
+  /** Clamp the predicted clean image to [-1, 1]: for pixels, not for latents. Default false. */
+  clipDenoised?: boolean;
+  /** Seed of the noise added on the way; step i draws stream i + 1 (the initial noise is stream 0). Default 0. */
+  seed?: number;
+  /** Index of the batch's first image, so that its noise does not depend on the batch. Default 0. */
+  firstSample?: number;
+  /** Draws the noise of a step; default Philox from `seed`. */
+  stepNoise?: (step: number) => Tensor;
+  signal?: AbortSignal;
+}
+
+/** One step of a sampler, at timestep index t of `ddpm`. */
+export interface GaussianState {
+  ddpm: GaussianDiffusion;
+  /** The network's output, guided; [B, 2C, H, W] (or C without learnSigma). */
+  output: Tensor;
+  x: Tensor;
+  t: number;
+  clipDenoised: boolean;
+  /** `denoised` of the step before; none at the first. */
+  previous?: Tensor;
+  /** Standard normal numbers of this step, shape of x. */
+  noise: () => Tensor;
+}
+
+/** Walks from standard normal noise [B, C, H, W] through every timestep of the process, by `step`. */
+export function sampleGaussian(
+  name: string,
+  network: GaussianNetwork,
+  noise: Tensor,
+  options: GaussianSamplerOptions,
+  step: (state: GaussianState) => Advance,
+): AsyncGenerator<SamplerStep> {
+  check(name, network, noise, options);
+  const { ddpm, clipDenoised = false, seed = 0, firstSample = 0, signal } = options;
+  const { stepNoise = (i) => randn(noise.shape, { seed, stream: i + 1, firstSample, device: noise.device }) } = options;
+  const advance = (x: Tensor, i: number, previous?: Tensor): Advance => {
+    const t = ddpm.numTimesteps - 1 - i;
+    const output = evaluate(network, x, ddpm, t, options);
+    return step({ ddpm, output, x, t, clipDenoised, previous, noise: () => stepNoise(i) });
+  };
+  return runSampler(() => noise.detach(), ddpm.numTimesteps, advance, signal);
+}
+
+/** The network's output for x at timestep index t, guided where guidance acts. */
+function evaluate(
+  network: GaussianNetwork,
+  x: Tensor,
+  ddpm: GaussianDiffusion,
+  t: number,
+  { y, cfgScale = 1, scalePow, guidedChannels = 3, guidanceInterval }: GaussianSamplerOptions,
+): Tensor {
+  const [batch, channels] = x.shape;
+  const { device } = x;
+  const timestep = ddpm.timesteps[t];
+  const time = full([batch], timestep, { device });
+  const [low, high] = guidanceInterval ?? [0, Number.POSITIVE_INFINITY];
+  if (cfgScale === 1 || y === undefined || network.nullClass === undefined || timestep < low || timestep > high) {
+    return network.forward(x, time, y);
+  }
+  const nobody = full([batch], network.nullClass, { dtype: 'i64', device });
+  const both = network.forward(x, time, concat([y, nobody], 0));
+  checkShapeOf('guidance', "the network's output for 2B labels", both, [2 * batch, -1, -1, -1]);
+  const scale = guidanceScale(time, { cfgScale, scalePow, diffusionSteps: ddpm.options.steps });
+  const guided = guidedChannels === 'all' ? channels : Math.min(guidedChannels, channels);
+  return guide(slice(both, 0, 0, batch), slice(both, 0, batch, 2 * batch), scale, guided);
+}
+
+function check(name: string, network: GaussianNetwork, noise: Tensor, options: GaussianSamplerOptions): void {
+  const { ddpm, y, cfgScale = 1, guidedChannels = 3, guidanceInterval } = options;
+  if (!(ddpm instanceof GaussianDiffusion))
+    throw new OptionError(`${name}: ddpm is missing, expected a GaussianDiffusion.`);
+  checkTensors(name, { noise });
+  checkShapeOf(name, 'noise', noise, [-1, -1, -1, -1]);
+  checkTensors(name, { y }, 'i64', noise.device);
+  checkShapeOf(name, 'y', y, [noise.shape[0]]);
+  if (!Number.isFinite(cfgScale)) throw new OptionError(`${name}: cfgScale is ${cfgScale}, expected a finite number.`);
+  if (cfgScale !== 1 && network.nullClass === undefined) {
+    throw new OptionError(
+      `${name}: cfgScale is ${cfgScale}, but the model has no null class to guide away from (train with classDropoutProb > 0).`,
+    );
+  }
+  if (cfgScale !== 1 && y === undefined)
+    throw new OptionError(`${name}: cfgScale is ${cfgScale}, but there are no labels y.`);
+  if (guidedChannels !== 'all' && !(Number.isInteger(guidedChannels) && guidedChannels >= 1)) {
+    throw new OptionError(`${name}: guidedChannels is ${guidedChannels}, expected an integer of at least 1, or "all".`);
+  }
+  if (guidanceInterval && !(guidanceInterval[0] <= guidanceInterval[1])) {
+    throw new OptionError(
+      `${name}: guidanceInterval is [${guidanceInterval.join(', ')}], expected [low, high] timesteps.`,
+    );
+  }
+}
