@@ -3,15 +3,13 @@
  * training set, measures it on the 10,000 test images, then lets it read class-conditional samples of the `mnist`
  * preset. Prints a summary and writes bench/results/digits.json.
  *
- *     npx tsx bench/digits.ts [--epochs 3] [--samples 1000] [--weights weights/mnist.safetensors] [--steps 18]
+ *     npx tsx bench/digits.ts [--epochs 3] [--samples 1000] [--weights weights/mnist.safetensors] [--steps N] [--cfg-scale X]
  */
 import { parseArgs } from 'node:util';
 import {
   data,
   diffusion,
-  io,
   manualSeed,
-  models,
   nn,
   noGrad,
   optim,
@@ -19,6 +17,7 @@ import {
   scope,
   type Tensor,
   tensor,
+  train,
 } from '../lib/index.js';
 import { writeResult } from './training.js';
 
@@ -26,7 +25,8 @@ const { values: options } = parseArgs({
   options: {
     epochs: { type: 'string', default: '3' },
     samples: { type: 'string', default: '1000' },
-    steps: { type: 'string', default: '18' },
+    steps: { type: 'string' },
+    'cfg-scale': { type: 'string' },
     seed: { type: 'string', default: '0' },
     weights: { type: 'string', default: 'weights/mnist.safetensors' },
   },
@@ -112,11 +112,11 @@ async function trainClassifier(epochs: number): Promise<{ model: Classifier; acc
 async function readSamples(
   classifier: Classifier,
   count: number,
-): Promise<{ accuracy: number; seconds: number; perClass: number[] }> {
+): Promise<{ accuracy: number; seconds: number; perClass: number[]; steps: number; cfgScale: number }> {
   const start = performance.now();
-  const unet = models.create('mnist').eval();
-  const { tensors } = await io.loadSafetensors(options.weights);
-  unet.loadStateDict(tensors);
+  const { model: unet, description } = await train.loadModel(options.weights);
+  const steps = Number(options.steps ?? description.sampler.steps);
+  const cfgScale = Number(options['cfg-scale'] ?? description.sampler.cfgScale);
   const batch = 100;
   const hits = new Array<number>(10).fill(0);
   for (let first = 0; first < count; first += batch) {
@@ -125,7 +125,8 @@ async function readSamples(
       const noise = randn([batch, 1, 32, 32], { seed: Number(options.seed), firstSample: first });
       let images: Tensor | undefined;
       const samples = diffusion.sampleEdm(unet, noise, {
-        steps: Number(options.steps),
+        steps,
+        cfgScale,
         labels: tensor(labels),
         seed: Number(options.seed),
         firstSample: first,
@@ -142,6 +143,8 @@ async function readSamples(
     accuracy: total / count,
     seconds: (performance.now() - start) / 1000,
     perClass: hits.map((n) => n / (count / 10)),
+    steps,
+    cfgScale,
   };
 }
 
@@ -151,9 +154,9 @@ console.log(
 );
 const samples = await readSamples(classifier.model, Number(options.samples));
 console.log(
-  `samples: ${(100 * samples.accuracy).toFixed(2)}% of ${options.samples} read as their label (${samples.seconds.toFixed(0)} s, ${options.steps} steps)`,
+  `samples: ${(100 * samples.accuracy).toFixed(2)}% of ${options.samples} read as their label (${samples.seconds.toFixed(0)} s, ${samples.steps} steps, cfg ${samples.cfgScale})`,
 );
 writeResult('digits', {
   classifier: { testAccuracy: classifier.accuracy, epochs: Number(options.epochs) },
-  samples: { ...samples, count: Number(options.samples), steps: Number(options.steps), weights: options.weights },
+  samples: { ...samples, count: Number(options.samples), weights: options.weights },
 });

@@ -24,13 +24,15 @@ export function nonNegative(text: string): number {
 /** Most labels a list may name. */
 const maxLabels = 100_000;
 
-/** "0-9", "0,1,2", "207,360-362": the numbers, in order. */
-export function labelList(text: string): number[] {
-  const labels = text.split(',').flatMap((part) => {
-    const match = /^\s*(\d{1,9})(?:-(\d{1,9}))?\s*$/.exec(part);
+/** "0-9", "0,1,2", "207,360-362", "otter, golden retriever": numbers and names, in order. */
+export function classList(text: string): (number | string)[] {
+  const labels = text.split(',').flatMap((part): (number | string)[] => {
+    const name = part.trim();
+    if (/^[a-z]/i.test(name)) return [name];
+    const match = /^(\d{1,9})(?:-(\d{1,9}))?$/.exec(name);
     const [first, last] = match ? [Number(match[1]), Number(match[2] ?? match[1])] : [0, -1];
     if (last < first || last - first >= maxLabels) {
-      throw new InvalidArgumentError('Expected class numbers and ranges, as in 0-9 or 1,3,5.');
+      throw new InvalidArgumentError('Expected class numbers, ranges and names, as in 0-9 or 1,3,5.');
     }
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   });

@@ -4,7 +4,7 @@
  */
 import { Command, CommanderError, Option } from 'commander';
 import { DiffitError, OptionError } from '../errors.js';
-import { integer, labelList, nonNegative } from './arguments.js';
+import { classList, integer, nonNegative } from './arguments.js';
 import { packageVersion } from './info.js';
 import { type Streams, Terminal } from './terminal.js';
 
@@ -90,14 +90,28 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     async (options, terminal) => (await import('./sample.js')).sample(options, terminal),
   )
     .option('--preset <name>', 'a model whose weights come with the package: mnist')
-    .option('--checkpoint <file>', 'a model file or a training checkpoint')
-    .option('--labels <list>', 'classes, as in 0-9 or 1,3,5; each gets a row of the grid', labelList)
-    .option('--class <list>', 'the same as --labels', labelList)
+    .option(
+      '--checkpoint <file>',
+      'a model file, a training checkpoint or released weights; hf://OWNER/NAME/FILE is fetched',
+    )
+    .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
+    .addOption(
+      new Option('--weights <dtype>', 'how weights are kept in memory').choices(['f32', 'bf16']).default('f32'),
+    )
+    .option(
+      '--labels <list>',
+      'classes, as in 0-9 or 1,3,5, or names of ImageNet; each gets a row of the grid',
+      classList,
+    )
+    .option('--class <list>', 'the same as --labels', classList)
     .option('--num <n>', 'images in all (default: 8 per label, or 16)', integer(1))
-    .addOption(new Option('--sampler <name>', 'sampler').choices(['edm']).default('edm'))
-    .option('--steps <n>', 'noise levels of the sampler (default: the model file says)', integer(1))
+    .addOption(
+      new Option('--sampler <name>', 'sampler (default: the model file says)').choices(['edm', 'ddpm', 'ddim', 'dpm']),
+    )
+    .option('--steps <n>', 'steps of the sampler (default: the model file says)', integer(1))
     .option('--cfg-scale <x>', 'classifier-free guidance; 1 is none (default: the model file says)', nonNegative)
-    .option('--churn <x>', 'noise added back on the way; 0 is deterministic', nonNegative, 0)
+    .option('--churn <x>', 'edm: noise added back on the way; 0 is deterministic', nonNegative)
+    .option('--eta <x>', 'ddim: noise of a step; 0 is deterministic', nonNegative)
     .option('--seed <n>', 'names the images', integer(0), 0)
     .option('--batch <n>', 'images at a time', integer(1), 64)
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')

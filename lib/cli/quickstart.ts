@@ -61,8 +61,7 @@ for await (const pixels of generate(average, {
   count: labels.length,
   labels,
   batch: labels.length,
-  steps: plan.sampler.steps,
-  cfgScale: plan.sampler.cfgScale,
+  sampler: plan.sampler,
   onStep: ({ done }) => sampling.update(done),
 })) {
   images.push(pixels);

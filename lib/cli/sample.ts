@@ -1,13 +1,24 @@
 /** `diffit sample`: images from a trained network, as a PNG grid, single PNGs, and an .npz batch. */
 import { existsSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import '../autograd.js';
+import { imagenetClasses, imagenetLabel } from '../data/index.js';
 import { setDefaultDevice } from '../device.js';
 import { FileError, OptionError } from '../errors.js';
 import { imageGrid, saveImage, writeImageNpz } from '../io/index.js';
-import { preset as presetNamed } from '../models/index.js';
-import { checkLabels, generate, imageShape, loadModel } from '../train/index.js';
+import { type DiffusionModel, preset as presetNamed } from '../models/index.js';
+import {
+  checkLabels,
+  checkSampler,
+  generate,
+  imageShape,
+  loadModel,
+  parseSampler,
+  type SamplerSettings,
+} from '../train/index.js';
+import { localFile } from './download.js';
 import { interruptible } from './interrupt.js';
 import { ensureWritableFile, ensureWritableFolder } from './output.js';
 import type { Terminal } from './terminal.js';
@@ -16,12 +27,16 @@ import type { Terminal } from './terminal.js';
 export interface SampleOptions {
   preset?: string;
   checkpoint?: string;
-  labels?: number[];
-  class?: number[];
+  vae?: string;
+  weights: 'f32' | 'bf16';
+  labels?: (number | string)[];
+  class?: (number | string)[];
   num?: number;
+  sampler?: string;
   steps?: number;
   cfgScale?: number;
-  churn: number;
+  churn?: number;
+  eta?: number;
   seed: number;
   batch: number;
   device: string;
@@ -33,15 +48,18 @@ export interface SampleOptions {
 /** Images per label, and images of an unconditional model, when --num is not given. */
 const defaultColumns = 8;
 const defaultCount = 16;
+/** Files above this many bytes show their loading. */
+const largeFile = 2 ** 27;
+const mebibyte = 2 ** 20;
 /** Most images in one grid. */
 const maxGrid = 10_000;
 
 const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 export async function sample(options: SampleOptions, terminal: Terminal): Promise<number> {
-  const { seed, churn, batch, outDir, npz } = options;
+  const { outDir, npz } = options;
   const out = options.out ?? (outDir || npz ? undefined : 'samples.png');
-  const file = weightsFile(options);
+  const address = weightsFile(options);
   setDefaultDevice(options.device);
   if (out) {
     if (!out.toLowerCase().endsWith('.png')) throw new OptionError(`--out ${out} must end in .png.`);
@@ -49,65 +67,99 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
   }
   if (npz) await ensureWritableFile(npz);
   if (outDir) await ensureWritableFolder(outDir);
-  const { model, description } = await loadModel(file);
+  return interruptible(terminal, 'Stopping.', async (signal) => {
+    const file = await localFile(address, terminal, signal);
+    const { model, description } = await load(file, options.weights, terminal, signal);
+    try {
+      const sampler = samplerOf(options, description.sampler);
+      checkSampler(model, sampler);
+      await draw({ ...options, out }, { model, sampler, file }, terminal, signal);
+    } finally {
+      model.dispose();
+    }
+    return 0;
+  });
+}
+
+/** Draws the images and writes them, batch by batch as they come. */
+async function draw(
+  { seed, batch, out, outDir, npz, ...options }: SampleOptions,
+  { model, sampler, file }: { model: DiffusionModel; sampler: SamplerSettings; file: string },
+  terminal: Terminal,
+  signal: AbortSignal,
+): Promise<void> {
   const plan = layout(options, model.config.numClasses);
   const labels = checkLabels(model, plan.count, plan.labels);
   if (out && plan.count > maxGrid) {
     throw new OptionError(`A grid takes at most ${maxGrid} images; write ${plan.count} with --npz or --out-dir.`);
   }
-  const steps = options.steps ?? description.sampler.steps;
-  const cfgScale = options.cfgScale ?? description.sampler.cfgScale;
   const [height, width, channels] = imageShape(model);
   const shape = [plan.count, height, width, channels] as const;
+  const size = height * width * channels;
   const started = performance.now();
-
-  return interruptible(terminal, 'Stopping.', async (signal) => {
-    const progress = await terminal.progress('Sampling', Math.ceil(plan.count / batch) * steps);
-    const onStep = ({ done }: { done: number }): void => progress.update(done);
-    const grid = out ? new Uint8Array(plan.count * height * width * channels) : undefined;
-    /** The batches, kept and written as they come. */
-    async function* batches(): AsyncGenerator<Uint8Array> {
-      let done = 0;
-      const size = height * width * channels;
-      for await (const pixels of generate(model, {
-        count: plan.count,
-        labels,
-        seed,
-        batch,
-        steps,
-        cfgScale,
-        churn,
-        signal,
-        onStep,
-      })) {
-        grid?.set(pixels, done * size);
-        for (let i = 0; i < pixels.length / size; i++, done++) {
-          if (!outDir) continue;
-          const name = `${String(done).padStart(6, '0')}${labels ? `_class${labels[done]}` : ''}.png`;
-          await saveImage(join(outDir, name), {
-            data: pixels.subarray(i * size, (i + 1) * size),
-            width,
-            height,
-            channels,
-          });
-        }
-        yield pixels;
+  const progress = await terminal.progress('Sampling', Math.ceil(plan.count / batch) * sampler.steps);
+  const onStep = ({ done }: { done: number }): void => progress.update(done);
+  const grid = out ? new Uint8Array(plan.count * size) : undefined;
+  async function* batches(): AsyncGenerator<Uint8Array> {
+    let done = 0;
+    for await (const pixels of generate(model, { count: plan.count, labels, seed, batch, sampler, signal, onStep })) {
+      grid?.set(pixels, done * size);
+      for (let i = 0; i < pixels.length / size; i++, done++) {
+        if (!outDir) continue;
+        const name = `${String(done).padStart(6, '0')}${labels ? `_class${labels[done]}` : ''}.png`;
+        const data = pixels.subarray(i * size, (i + 1) * size);
+        await saveImage(join(outDir, name), { data, width, height, channels });
       }
+      yield pixels;
     }
-    try {
-      if (npz) await writeImageNpz(npz, batches(), shape, { labels: labels && BigInt64Array.from(labels, BigInt) });
-      else for await (const _ of batches());
-    } finally {
-      progress.stop();
-      model.dispose();
-    }
-    if (out && grid) await saveImage(out, imageGrid(grid, shape, { columns: plan.columns }));
-    const seconds = Number(((performance.now() - started) / 1000).toFixed(2));
-    const files = { ...(out && { grid: out }), ...(outDir && { folder: outDir }), ...(npz && { npz }) };
-    terminal.data({ images: plan.count, seconds, steps, cfgScale, seed, checkpoint: file, ...files });
-    terminal.print(`${plan.count} images in ${seconds} s: ${Object.values(files).join(', ')}`);
-    return 0;
-  });
+  }
+  try {
+    if (npz) await writeImageNpz(npz, batches(), shape, { labels: labels && BigInt64Array.from(labels, BigInt) });
+    else for await (const _ of batches());
+  } finally {
+    progress.stop();
+  }
+  if (out && grid) await saveImage(out, imageGrid(grid, shape, { columns: plan.columns }));
+  const seconds = Number(((performance.now() - started) / 1000).toFixed(2));
+  const files = { ...(out && { grid: out }), ...(outDir && { folder: outDir }), ...(npz && { npz }) };
+  const { steps, cfgScale } = sampler;
+  terminal.data({ images: plan.count, seconds, steps, cfgScale, seed, checkpoint: file, ...files });
+  terminal.print(`${plan.count} images in ${seconds} s: ${Object.values(files).join(', ')}`);
+}
+
+/** The model file's sampler with what the command line says otherwise. */
+function samplerOf(options: SampleOptions, described: SamplerSettings): SamplerSettings {
+  const { sampler: kind = described.kind, steps, cfgScale, churn, eta } = options;
+  const given = Object.entries({ steps, cfgScale, churn, eta }).filter(([, value]) => value !== undefined);
+  // Another kind of sampler keeps the guidance, which belongs to the model, but not the number of steps.
+  const { cfgScale: scale, ...rest } = described;
+  const base =
+    kind === described.kind ? described : { cfgScale: scale, ...('scalePow' in rest && { scalePow: rest.scalePow }) };
+  return parseSampler({ ...base, kind, ...Object.fromEntries(given) }, 'Options of the sampler');
+}
+
+/** Loads a model; a large one shows how far it is. */
+async function load(
+  file: string,
+  weights: 'f32' | 'bf16',
+  terminal: Terminal,
+  signal: AbortSignal,
+): ReturnType<typeof loadModel> {
+  const size = await stat(file).then(
+    (found) => found.size,
+    () => 0, // loadModel says what is wrong
+  );
+  if (size < largeFile) return loadModel(file, { weights, signal });
+  const progress = await terminal.progress('Loading, MiB', Math.ceil(size / mebibyte));
+  try {
+    return await loadModel(file, {
+      weights,
+      signal,
+      onProgress: ({ loadedBytes }) => progress.update(Math.floor(loadedBytes / mebibyte)),
+    });
+  } finally {
+    progress.stop();
+  }
 }
 
 /** The file with the weights: --checkpoint, or the one the package ships for --preset. */
@@ -131,16 +183,24 @@ function weightsFile({ preset, checkpoint }: SampleOptions): string {
  * own; otherwise the labels take turns.
  */
 function layout(
-  { num, labels, class: classes }: SampleOptions,
+  { num, labels, class: classes }: Pick<SampleOptions, 'num' | 'labels' | 'class'>,
   numClasses: number,
 ): { count: number; labels?: number[]; columns?: number } {
   if (labels && classes) throw new OptionError('--labels and --class mean the same; give one of them.');
-  const rows = labels ?? classes ?? (numClasses > 0 && num === undefined ? range(Math.min(numClasses, 10)) : undefined);
+  const asked = (labels ?? classes)?.map((label) => classLabel(label, numClasses));
+  const rows = asked ?? (numClasses > 0 && num === undefined ? range(Math.min(numClasses, 10)) : undefined);
   if (!rows) return { count: num ?? defaultCount };
   const count = num ?? rows.length * defaultColumns;
   if (count % rows.length !== 0) return { count, labels: range(count).map((i) => rows[i % rows.length]) };
   const columns = count / rows.length;
   return { count, columns, labels: rows.flatMap((label) => new Array<number>(columns).fill(label)) };
+}
+
+/** A class by number, or by name for a model of ImageNet's classes. */
+function classLabel(label: number | string, numClasses: number): number {
+  if (typeof label === 'number') return label;
+  if (numClasses === imagenetClasses.length) return imagenetLabel(label);
+  throw new OptionError(`Class "${label}": this model's classes have no names; give numbers, 0 to ${numClasses - 1}.`);
 }
 
 function range(n: number): number[] {

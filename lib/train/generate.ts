@@ -2,14 +2,24 @@
  * Images from a trained network, batch by batch, as 8-bit pixels. Image i of a seed is the same whatever the batch size
  * and however many others are asked for: its noise is sample i of the seed's streams.
  */
-import { type SamplerStep, sampleEdm } from '../diffusion/index.js';
+import type { SamplerStep } from '../diffusion/index.js';
 import { OptionError } from '../errors.js';
-import type { ImageDiffiT } from '../models/index.js';
+import { type DiffusionModel, ImageDiffiT } from '../models/index.js';
 import { affine, cast, clamp } from '../ops/elementwise.js';
 import { permute } from '../ops/index.js';
 import { randn } from '../ops/random.js';
 import { noGrad, scope } from '../scope.js';
 import { type Tensor, tensor } from '../tensor.js';
+import { defaultSampler, parseSampler, type SamplerOptions, startSampler } from './sampler-settings.js';
+
+/** What turns latents into images; models.AutoencoderKL is one. */
+export interface LatentDecoder {
+  readonly config: { readonly scalingFactor: number; readonly outChannels: number };
+  /** Pixels per latent, along a side. */
+  readonly factor: number;
+  /** z [B, C, h, w], not scaled -> images [B, outChannels, h factor, w factor] in [-1, 1]. */
+  decode(z: Tensor): Tensor;
+}
 
 /** Options of {@link generate}. */
 export interface GenerateOptions {
@@ -21,25 +31,32 @@ export interface GenerateOptions {
   seed?: number;
   /** Images at a time. Default 64. */
   batch?: number;
-  /** Noise levels of the sampler. Default 18. */
-  steps?: number;
-  /** Classifier-free guidance. Default 1: none. */
-  cfgScale?: number;
-  /** S_churn of EDM's sampler. Default 0: deterministic. */
-  churn?: number;
+  /** Default: EDM's sampler with 18 steps for image-space models, DDPM with 250 for latent ones; no guidance. */
+  sampler?: SamplerOptions;
+  /** Needed for a latent model. */
+  vae?: LatentDecoder;
   /** Called after every sampler step of every batch. */
   onStep?: (progress: { done: number; total: number }) => void;
   signal?: AbortSignal;
 }
 
-/** [H, W, C] of a network's images. */
-export function imageShape({ config }: ImageDiffiT): readonly [number, number, number] {
-  return [config.imgResolution, config.imgResolution, config.outChannels ?? config.inChannels];
+/** [H, W, C] of the images a model makes, with its decoder when it makes latents. Throws OptionError without one. */
+export function imageShape(model: DiffusionModel, vae?: LatentDecoder): readonly [number, number, number] {
+  const [channels, side] = noiseShape(model);
+  if (model instanceof ImageDiffiT) return [side, side, model.config.outChannels ?? channels];
+  if (!vae) throw new OptionError('This model makes latents; a VAE is needed to turn them into images.');
+  return [side * vae.factor, side * vae.factor, vae.config.outChannels];
+}
+
+/** [C, S, S] of what a model denoises. */
+function noiseShape({ config }: DiffusionModel): [number, number, number] {
+  const side = 'imgResolution' in config ? config.imgResolution : config.inputSize;
+  return [config.inChannels, side, side];
 }
 
 /** Throws OptionError unless the labels fit the model and the number of images. Returns one label per image, if any. */
 export function checkLabels(
-  { config }: ImageDiffiT,
+  { config }: DiffusionModel,
   count: number,
   labels?: readonly number[],
 ): readonly number[] | undefined {
@@ -57,33 +74,41 @@ export function checkLabels(
 }
 
 /** Bytes of images [n, H, W, C], batch by batch. Throws OptionError; rejects with the signal's reason when aborted. */
-export async function* generate(model: ImageDiffiT, options: GenerateOptions): AsyncGenerator<Uint8Array> {
-  const { count, seed = 0, batch = 64, steps = 18, cfgScale, churn, onStep, signal } = options;
+export async function* generate(model: DiffusionModel, options: GenerateOptions): AsyncGenerator<Uint8Array> {
+  const { count, seed = 0, batch = 64, vae, onStep, signal } = options;
+  const sampler = parseSampler(options.sampler ?? defaultSampler(model));
   const labels = checkLabels(model, count, options.labels);
-  const [height, width, channels] = imageShape(model);
-  const total = Math.ceil(count / batch) * steps;
+  imageShape(model, vae); // says so when the decoder is missing
+  const total = Math.ceil(count / batch) * sampler.steps;
   let done = 0;
   for (let first = 0; first < count; first += batch) {
     const size = Math.min(batch, count - first);
     yield await scope(async () => {
-      const noise = randn([size, channels, height, width], { seed, stream: 0, firstSample: first });
+      const noise = randn([size, ...noiseShape(model)], { seed, stream: 0, firstSample: first });
       const ids = labels && tensor(BigInt64Array.from(labels.slice(first, first + size), BigInt));
       let last: SamplerStep | undefined;
-      for await (const step of sampleEdm(model, noise, {
-        steps,
-        labels: ids,
-        cfgScale,
-        churn,
-        seed,
-        firstSample: first,
-        signal,
-      })) {
+      for await (const step of startSampler(model, noise, sampler, { labels: ids, seed, firstSample: first, signal })) {
         onStep?.({ done: ++done, total });
         last = step;
       }
-      return toPixels((last as SamplerStep).sample);
+      const { sample } = last as SamplerStep;
+      return vae ? decode(sample, vae) : toPixels(sample);
     });
   }
+}
+
+/** Latents [B, C, h, w] to bytes [B, H, W, C], image by image: the decoder's activations are large. */
+async function decode(latents: Tensor, vae: LatentDecoder): Promise<Uint8Array> {
+  const images: Uint8Array[] = [];
+  for (let i = 0; i < latents.shape[0]; i++) {
+    images.push(
+      await scope(() => {
+        const z = affine(latents.slice(0, i, i + 1), 1 / vae.config.scalingFactor, 0);
+        return toPixels(noGrad(() => vae.decode(z)));
+      }),
+    );
+  }
+  return Buffer.concat(images);
 }
 
 /** [B, C, H, W] in [-1, 1] to bytes [B, H, W, C] as EDM converts: x 127.5 + 128, clamped to 0..255, truncated. */

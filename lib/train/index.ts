@@ -6,7 +6,7 @@ export {
   type RunConfig,
   readCheckpointState,
 } from './checkpoint.js';
-export { checkLabels, type GenerateOptions, generate, imageShape, toPixels } from './generate.js';
+export { checkLabels, type GenerateOptions, generate, imageShape, type LatentDecoder, toPixels } from './generate.js';
 export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 export { readLog } from './log.js';
 export { type BatchSource, type RunOptions, type StepReport, Trainer, type TrainerOptions } from './loop.js';
@@ -22,3 +22,4 @@ export {
 export { type EdmModel, edmObjective, type Objective, type StepKey, type TensorBatch } from './objective.js';
 export { planTraining, type Recipe, readRecipe, type TrainingPlan } from './recipe.js';
 export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';
+export { checkSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';

@@ -5,15 +5,20 @@
 import { z } from 'zod';
 import { FileFormatError, unknownName } from '../errors.js';
 import { readSafetensorsHeader, saveSafetensors } from '../io/index.js';
-import { ImageDiffiT } from '../models/index.js';
+import {
+  type DiffusionModel,
+  type InferredModel,
+  inferLatentModel,
+  type ModelKind,
+  modelKinds,
+} from '../models/index.js';
 import { forLoading } from '../nn/init.js';
 import { scope } from '../scope.js';
 import { checkpointFormat, readCheckpointState } from './checkpoint.js';
 import { type LoadWeightsOptions, loadWeights } from './load-weights.js';
-import { samplerSchema } from './recipe.js';
+import { defaultSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';
 
 const modelFormat = 'diffit-model';
-const kinds = { ImageDiffiT };
 
 const descriptionSchema = z.object({
   /** Class of the network. */
@@ -23,24 +28,28 @@ const descriptionSchema = z.object({
   /** Preset it comes from. */
   preset: z.string().optional(),
   /** How it is meant to be sampled. */
-  sampler: samplerSchema.prefault({}),
+  sampler: z.record(z.string(), z.unknown()).default({}),
 });
 
 /** What a model file says about its network; the part of a run's config that stays with the weights. */
-export type ModelDescription = z.output<typeof descriptionSchema>;
+export interface ModelDescription extends z.output<typeof descriptionSchema> {
+  sampler: SamplerSettings;
+}
 
 /** Describes a network for {@link saveModel} and for checkpoints. */
 export function describeModel(
-  model: ImageDiffiT,
-  { preset, sampler = samplerSchema.parse({}) }: Partial<Pick<ModelDescription, 'preset' | 'sampler'>> = {},
+  model: DiffusionModel,
+  { preset, sampler = defaultSampler(model) }: { preset?: string; sampler?: SamplerOptions } = {},
 ): ModelDescription {
-  return { kind: 'ImageDiffiT', config: { ...model.config }, ...(preset === undefined ? {} : { preset }), sampler };
+  const kind = Object.entries(modelKinds).find(([, type]) => model instanceof type)?.[0] as string;
+  const config = { ...model.config };
+  return { kind, config, ...(preset === undefined ? {} : { preset }), sampler: parseSampler(sampler) };
 }
 
 /** Writes a model file; `dtype` converts the weights. Throws FileError. */
 export async function saveModel(
   path: string,
-  model: ImageDiffiT,
+  model: DiffusionModel,
   {
     description = describeModel(model),
     dtype,
@@ -52,7 +61,7 @@ export async function saveModel(
 
 /** What a model file or a training checkpoint describes, from its header alone. Throws FileError, FileFormatError. */
 export async function readModelDescription(path: string): Promise<ModelDescription> {
-  const { metadata } = await readSafetensorsHeader(path);
+  const { metadata, entries } = await readSafetensorsHeader(path);
   let value: unknown;
   if (metadata.format === checkpointFormat) {
     value = (await readCheckpointState(path)).config.model;
@@ -63,13 +72,25 @@ export async function readModelDescription(path: string): Promise<ModelDescripti
       value = undefined;
     }
   } else {
-    throw new FileFormatError(`${path} holds tensors, but no diffit model: its metadata name no configuration.`, {
-      path,
-    });
+    const found = inferLatentModel(Object.fromEntries(entries.map(({ name, shape }) => [name, { shape }])));
+    if (found) return { ...found, sampler: parseSampler(releasedSampler(found)) };
+    const message = `${path} holds tensors, but no diffit model: its metadata name no configuration, and its weights are not a released DiffiT's or DiT's.`;
+    throw new FileFormatError(message, { path });
   }
-  const result = descriptionSchema.safeParse(value);
-  if (!result.success) throw new FileFormatError(`${path} has a damaged model description in its metadata.`, { path });
-  return result.data;
+  try {
+    const { sampler, ...rest } = descriptionSchema.parse(value);
+    return { ...rest, sampler: parseSampler(sampler) };
+  } catch (cause) {
+    throw new FileFormatError(`${path} has a damaged model description in its metadata.`, { path, cause });
+  }
+}
+
+/** How the papers sample: DiffiT's guidance (SPEC section 3), and DiT's 1.5. */
+function releasedSampler({ kind, config: { inputSize } }: InferredModel): SamplerOptions {
+  if (kind === 'DiT') return { kind: 'ddpm', steps: 250, cfgScale: 1.5 };
+  return inputSize === 32
+    ? { kind: 'ddpm', steps: 250, cfgScale: 4.4, scalePow: 4 }
+    : { kind: 'ddpm', steps: 250, cfgScale: 1.49 };
 }
 
 /** Options of {@link loadModel}. */
@@ -85,12 +106,10 @@ export interface LoadModelOptions extends Pick<LoadWeightsOptions, 'onProgress' 
 export async function loadModel(
   path: string,
   { weights = 'f32', onProgress, signal }: LoadModelOptions = {},
-): Promise<{ model: ImageDiffiT; description: ModelDescription }> {
+): Promise<{ model: DiffusionModel; description: ModelDescription }> {
   const description = await readModelDescription(path);
   const { kind, config } = description;
-  if (!Object.hasOwn(kinds, kind)) throw unknownName(`kind of model in ${path}`, kind, Object.keys(kinds));
-  const make = kinds[kind as keyof typeof kinds];
-  const model = forLoading(() => new make(config as unknown as ImageDiffiT['config']), { weights }).eval();
+  const model = forLoading(() => makeModel(kind, config, path), { weights }).eval();
   try {
     await loadWeights(model, path, { rename: withoutTraining, onProgress, signal });
   } catch (error) {
@@ -98,6 +117,13 @@ export async function loadModel(
     throw error;
   }
   return { model, description };
+}
+
+/** A network of a described class. Throws OptionError for one this version does not know. */
+function makeModel(kind: string, config: Record<string, unknown>, path: string): DiffusionModel {
+  if (!Object.hasOwn(modelKinds, kind)) throw unknownName(`kind of model in ${path}`, kind, Object.keys(modelKinds));
+  const type = modelKinds[kind as ModelKind] as new (config: Record<string, unknown>) => DiffusionModel;
+  return new type(config);
 }
 
 /** Names of a checkpoint's averaged weights in the model; the parts that sampling does not need are skipped. */

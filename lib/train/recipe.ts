@@ -11,6 +11,7 @@ import { FileFormatError, OptionError } from '../errors.js';
 import { toFileError } from '../io/files.js';
 import { type ImageDiffiTConfig, preset } from '../models/index.js';
 import { parseOptions } from '../options.js';
+import { parseSampler, type SamplerSettings } from './sampler-settings.js';
 
 const trainingSchema = z.strictObject({
   /** Images per step. */
@@ -39,20 +40,12 @@ const trainingSchema = z.strictObject({
   gradClip: z.number().positive().optional(),
 });
 
-/** How a model is meant to be sampled. @internal */
-export const samplerSchema = z.strictObject({
-  kind: z.literal('edm').default('edm'),
-  steps: z.int().min(1).default(18),
-  /** Classifier-free guidance; 1: none. */
-  cfgScale: z.number().default(1),
-});
-
 const recipeSchema = z.strictObject({
   preset: z.string().optional(),
   model: z.record(z.string(), z.unknown()).optional(),
   data: z.string().optional(),
   training: z.record(z.string(), z.unknown()).optional(),
-  sampler: samplerSchema.partial().optional(),
+  sampler: z.record(z.string(), z.unknown()).optional(),
 });
 
 /** A recipe as its file has it. */
@@ -66,7 +59,7 @@ export interface TrainingPlan {
   /** What data.openDataset() takes. */
   data?: string;
   training: z.output<typeof trainingSchema>;
-  sampler: z.output<typeof samplerSchema>;
+  sampler: SamplerSettings;
 }
 
 /** Reads a recipe file. Throws FileError, FileFormatError when it is not JSON, OptionError naming a wrong setting. */
@@ -94,6 +87,6 @@ export function planTraining(recipe: Recipe): TrainingPlan {
     model: { ...base?.model, ...model } as ImageDiffiTConfig,
     data: data ?? base?.dataset,
     training: parseOptions(trainingSchema, { ...base?.training, ...given }, 'Recipe, training'),
-    sampler: samplerSchema.parse({ ...base?.sampler, ...sampler }),
+    sampler: parseSampler({ ...base?.sampler, ...sampler }, 'Recipe, sampler'),
   };
 }

@@ -30,6 +30,7 @@ import { lossCurveSvg } from './loss-curve.js';
 import { describeModel, saveModel } from './model-file.js';
 import { edmObjective } from './objective.js';
 import type { TrainingPlan } from './recipe.js';
+import { checkSampler } from './sampler-settings.js';
 
 /** Options of {@link TrainingRun.open}. */
 export interface TrainingRunOptions {
@@ -87,11 +88,7 @@ export class TrainingRun {
     if (!resume && newest)
       throw new TrainError(`${out} already holds a run (${newest}): resume it, or choose another folder.`);
     const [model, average] = makeModels(plan, seed);
-    if (plan.sampler.cfgScale !== 1 && model.nullClass === undefined) {
-      throw new OptionError(
-        'The sampler has a cfgScale, but the model no null class: give it classDropoutProb above 0.',
-      );
-    }
+    checkSampler(model, plan.sampler);
     const dataset = await openDataset(data, {
       size: model.config.imgResolution,
       channels: model.config.inChannels as 1 | 3,
@@ -177,7 +174,7 @@ export class TrainingRun {
   /** A grid of the averaged model's images; the same noise every time, so that one sees them become clear. */
   private async samples({ signal, onFile }: TrainCallbacks): Promise<void> {
     const { average } = this;
-    const { steps, cfgScale } = this.options.plan.sampler;
+    const { sampler } = this.options.plan;
     const { numClasses } = average.config;
     const rows = Math.min(numClasses, 10);
     const count = rows > 0 ? rows * sampleColumns : sampleCount;
@@ -186,7 +183,7 @@ export class TrainingRun {
     const pixels = new Uint8Array(count * height * width * channels);
     let filled = 0;
     try {
-      for await (const part of generate(average, { count, labels, steps, cfgScale, signal })) {
+      for await (const part of generate(average, { count, labels, sampler, signal })) {
         pixels.set(part, filled);
         filled += part.length;
       }

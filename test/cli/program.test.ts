@@ -2,7 +2,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { labelList } from '../../lib/cli/arguments.js';
+import { classList } from '../../lib/cli/arguments.js';
 import { run } from '../../lib/cli/program.js';
 import { Terminal } from '../../lib/cli/terminal.js';
 import { temporaryFolder } from '../train/fixtures.js';
@@ -41,11 +41,14 @@ t.test('bad usage: one line, a suggestion, exit code 2', async (t) => {
   for (const [argv, message] of [
     [['smaple'], /unknown command 'smaple' \(Did you mean sample\?\)/],
     [['sample', '--lables', '1'], /unknown option '--lables' \(Did you mean --labels\?\)/],
-    [['sample', '--labels', 'a-b', '--preset', 'mnist'], /Expected class numbers and ranges/],
+    [
+      ['sample', '--labels', 'a-b', '--preset', 'mnist'],
+      /Class "a-b": this model's classes have no names; give numbers, 0 to 9/,
+    ],
     [['sample', '--num', '0', '--preset', 'mnist'], /integer of at least 1/],
     [['sample', '--num', '1.5'], /integer of at least 1/],
     [['sample', '--churn', '-1'], /number of at least 0/],
-    [['sample', '--sampler', 'ddpm'], /Allowed choices are edm/],
+    [['sample', '--sampler', 'euler'], /Allowed choices are edm, ddpm, ddim, dpm/],
     [['sample', '--num'], /argument missing/],
     [['sample'], /Give --preset NAME for shipped weights, or --checkpoint FILE/],
     [['sample', '--preset', 'mnist', '--checkpoint', 'x'], /not both/],
@@ -107,9 +110,10 @@ t.test('output that cannot be written is refused before any work', async (t) => 
 });
 
 t.test('lists of labels', async (t) => {
-  t.same(labelList('0-9'), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
-  t.same(labelList('207, 360-362'), [207, 360, 361, 362]);
-  for (const bad of ['', '3-1', '-1', '1,,2', '0-100000', '1.5', 'x']) t.throws(() => labelList(bad), bad);
+  t.same(classList('0-9'), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+  t.same(classList('207, 360-362'), [207, 360, 361, 362]);
+  t.same(classList('3, golden retriever,otter'), [3, 'golden retriever', 'otter']);
+  for (const bad of ['', '3-1', '-1', '1,,2', '0-100000', '1.5', '?']) t.throws(() => classList(bad), bad);
 });
 
 t.test('progress is a line now and then in a pipe, and nothing with --json', async (t) => {

@@ -48,13 +48,13 @@ t.test('a model file holds what is needed to make the model again', async (t) =>
   const model = tinyModel(3);
   const path = join(folder, 'model.safetensors');
   await saveModel(path, model, {
-    description: describeModel(model, { preset: 'mnist', sampler: { kind: 'edm', steps: 7, cfgScale: 1 } }),
+    description: describeModel(model, { preset: 'mnist', sampler: { kind: 'edm', steps: 7 } }),
   });
   const { model: loaded, description } = await loadModel(path);
   t.match(description, {
     kind: 'ImageDiffiT',
     preset: 'mnist',
-    sampler: { kind: 'edm', steps: 7, cfgScale: 1 },
+    sampler: { kind: 'edm', steps: 7, cfgScale: 1, churn: 0 },
     config: tinyConfig,
   });
   t.same(loaded.config, model.config);

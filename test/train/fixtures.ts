@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import type { Batch, LoaderState } from '../../lib/data/index.js';
 import { ImageDiffiT, type ImageDiffiTConfig } from '../../lib/models/index.js';
+import type { Module } from '../../lib/nn/module.js';
 import { manualSeed } from '../../lib/ops/random.js';
 import { Adam } from '../../lib/optim/index.js';
 import { HostRandom } from '../../lib/random.js';
@@ -75,7 +76,7 @@ export function tinyTrainer(
 }
 
 /** A digest of the bits of every tensor of the state dict. */
-export async function bits(model: ImageDiffiT): Promise<Record<string, string>> {
+export async function bits(model: Module): Promise<Record<string, string>> {
   const entries: [string, string][] = [];
   for (const [name, value] of Object.entries(model.stateDict())) {
     entries.push([

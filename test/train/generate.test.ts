@@ -41,7 +41,7 @@ t.test('pixels are x 127.5 + 128, clamped and truncated, channels last', async (
 t.test('image i of a seed is the same at any batch size and count, with churn too', async (t) => {
   const labels = [0, 1, 2, 0, 1];
   for (const churn of [0, 20]) {
-    const options = { seed: 4, steps: 4, churn };
+    const options = { seed: 4, sampler: { steps: 4, churn } };
     const whole = await all({ ...options, count: 5, labels });
     t.equal(whole.length, 5 * 64);
     const parts = await all({ ...options, count: 5, labels, batch: 2 });
@@ -54,14 +54,14 @@ t.test('image i of a seed is the same at any batch size and count, with churn to
 });
 
 t.test('a label changes its image; without labels the classes take turns', async (t) => {
-  const of = (label: number) => all({ count: 1, labels: [label], steps: 3 });
+  const of = (label: number) => all({ count: 1, labels: [label], sampler: { steps: 3 } });
   t.not(Buffer.compare(await of(0), await of(1)), 0);
-  const turns = await all({ count: 4, steps: 3 });
-  t.equal(Buffer.compare(turns, await all({ count: 4, labels: [0, 1, 2, 0], steps: 3 })), 0);
+  const turns = await all({ count: 4, sampler: { steps: 3 } });
+  t.equal(Buffer.compare(turns, await all({ count: 4, labels: [0, 1, 2, 0], sampler: { steps: 3 } })), 0);
 });
 
 t.test('an unconditional model', async (t) => {
-  t.equal((await all({ count: 2, steps: 2 }, model(0))).length, 128);
+  t.equal((await all({ count: 2, sampler: { steps: 2 } }, model(0))).length, 128);
   await t.rejects(all({ count: 2, labels: [0, 0] }, model(0)), { message: /this model is unconditional/ });
 });
 
@@ -84,7 +84,7 @@ t.test('progress counts sampler steps; an abort ends it and leaves nothing behin
     seen.push([progress.done, progress.total]);
     if (progress.done === 3) controller.abort();
   };
-  await t.rejects(all({ count: 4, batch: 2, steps: 2, onStep, signal: controller.signal }, from), {
+  await t.rejects(all({ count: 4, batch: 2, sampler: { steps: 2 }, onStep, signal: controller.signal }, from), {
     name: 'AbortError',
   });
   t.same(seen, [

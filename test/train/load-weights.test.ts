@@ -54,7 +54,7 @@ t.test('a model made for loading computes the same', (t) =>
     t.equal(state['encoder.0.blocks.0.mlp.fc1.weight'].dtype, 'bf16');
     t.equal(state['encoder.0.blocks.0.mlp.fc1.bias'].dtype, 'f32');
     for (const entry of Object.values(state)) entry.dispose();
-    assertClose(t, await output(half), expected, 2e-2, 'bf16 weights: the same but for rounding');
+    assertClose(t, await output(half as ImageDiffiT), expected, 2e-2, 'bf16 weights: the same but for rounding');
     half.dispose();
   }),
 );

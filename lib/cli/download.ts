@@ -1,0 +1,36 @@
+/** Files that may lie on the hub: fetched with a progress bar, or taken as they are. */
+import { dirname } from 'node:path';
+import { hubFile, isHubAddress } from '../io/index.js';
+import type { Progress, Terminal } from './terminal.js';
+
+const mebibyte = 2 ** 20;
+
+/** The local path of a path or hf:// address. Errors as io.hubFile's. */
+export async function localFile(address: string, terminal: Terminal, signal: AbortSignal): Promise<string> {
+  if (!isHubAddress(address)) return address;
+  let progress: Promise<Progress> | undefined;
+  try {
+    return await hubFile(address, {
+      signal,
+      onProgress: async ({ loadedBytes, totalBytes }) => {
+        progress ??= terminal.progress(`Downloading ${address}, MiB`, Math.ceil(totalBytes / mebibyte));
+        (await progress).update(Math.floor(loadedBytes / mebibyte));
+      },
+    });
+  } finally {
+    (await progress)?.stop();
+  }
+}
+
+/** The local folder of a folder or hf://OWNER/NAME address, with the named files in it. */
+export async function localFolder(
+  address: string,
+  files: readonly string[],
+  terminal: Terminal,
+  signal: AbortSignal,
+): Promise<string> {
+  if (!isHubAddress(address)) return address;
+  const paths: string[] = [];
+  for (const file of files) paths.push(await localFile(`${address.replace(/\/$/, '')}/${file}`, terminal, signal));
+  return dirname(paths[0]);
+}
