@@ -1,3 +1,7 @@
 /** models: the DiffiT networks and their presets. */
+export { DiT } from './dit.js';
 export { ImageDiffiT, type ImageDiffiTConfig } from './image-diffit.js';
+export { LatentDiffiT } from './latent-diffit.js';
+export { type CfgOptions, LatentTransformer, type LatentTransformerConfig } from './latent-transformer.js';
 export { create, type Preset, preset, presets, type TrainingSettings } from './presets.js';
+export { StepNetwork } from './step-network.js';

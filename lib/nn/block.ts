@@ -8,7 +8,7 @@ import { layerNorm } from '../ops/norm.js';
 import { dropout } from '../ops/random.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
-import { TMSA } from './attention.js';
+import { type AttendOptions, TMSA } from './attention.js';
 import { Linear } from './layers.js';
 import { Module } from './module.js';
 
@@ -28,7 +28,12 @@ export interface TransformerBlockOptions {
   dropout?: number;
   /** Default 'tmsa'. */
   conditioning?: Conditioning;
+  /** The attention's learned relative position bias. Default true. */
+  positionBias?: boolean;
 }
+
+/** Options of {@link TransformerBlock.forward}; see {@link AttendOptions}. */
+export type BlockOptions = Pick<AttendOptions, 'projected' | 'kept'>;
 
 /** Two linears with GELU (tanh form) between. State dict: fc1, fc2, and temb when the time token enters here. */
 class MLP extends Module {
@@ -55,20 +60,29 @@ class MLP extends Module {
   }
 }
 
-/** DiT's AdaLN-Zero: six per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
-class Modulation extends Module {
+/** DiT's AdaLN-Zero: `count` per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
+export class Modulation extends Module {
   readonly linear: Linear;
   constructor(
     timeDim: number,
     private readonly dim: number,
+    private readonly count: number,
   ) {
     super();
-    this.linear = this.child('1', new Linear(timeDim, 6 * dim, { zero: true }));
+    this.linear = this.child('1', new Linear(timeDim, count * dim, { zero: true }));
   }
+  /** Time token [B, timeDim] -> `count` tensors [B, 1, ..., dim] that broadcast over a sample's tokens. */
   forward(time: Tensor, ndim: number): Tensor[] {
     const all = this.linear.forward(silu(time));
-    return Array.from({ length: 6 }, (_, i) => perSample(slice(all, 1, i * this.dim, (i + 1) * this.dim), ndim));
+    return Array.from({ length: this.count }, (_, i) =>
+      perSample(slice(all, 1, i * this.dim, (i + 1) * this.dim), ndim),
+    );
   }
+}
+
+/** LN(x) (1 + scale) + shift. */
+export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
+  return add(mul(layerNorm(x), add(scale, 1)), shift);
 }
 
 export class TransformerBlock extends Module {
@@ -78,27 +92,38 @@ export class TransformerBlock extends Module {
 
   constructor(options: TransformerBlockOptions) {
     super();
-    const { dim, timeDim, numHeads, windowSize, mlpRatio = 4, dropout = 0, conditioning = 'tmsa' } = options;
+    const {
+      dim,
+      timeDim,
+      numHeads,
+      windowSize,
+      mlpRatio = 4,
+      dropout = 0,
+      conditioning = 'tmsa',
+      positionBias,
+    } = options;
     const inAttention = conditioning === 'tmsa' || conditioning === 'bias-only' ? conditioning : 'none';
-    this.attn = this.child('attn', new TMSA({ dim, timeDim, numHeads, windowSize, conditioning: inAttention }));
+    this.attn = this.child(
+      'attn',
+      new TMSA({ dim, timeDim, numHeads, windowSize, conditioning: inAttention, positionBias }),
+    );
     const mlpTime = conditioning === 'mlp-only' ? timeDim : undefined;
     this.mlp = this.child('mlp', new MLP(dim, Math.round(dim * mlpRatio), mlpTime, dropout));
-    if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(timeDim, dim));
+    if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(timeDim, dim, 6));
   }
 
   /** x [B, H, W, C] or [B, N, C], time token [B, timeDim] -> shape of x. */
-  forward(x: Tensor, time: Tensor): Tensor {
+  forward(x: Tensor, time: Tensor, options: BlockOptions = {}): Tensor {
     return scope(() => {
-      if (this.modulation) return this.modulated(x, time, this.modulation.forward(time, x.ndim));
-      const h = this.attn.forward(layerNorm(x), time, { residual: x });
+      if (this.modulation) return this.modulated(x, time, this.modulation.forward(time, x.ndim), options);
+      const h = this.attn.forward(layerNorm(x), time, { residual: x, ...options });
       return this.mlp.forward(layerNorm(h), time, h);
     });
   }
 
-  private modulated(x: Tensor, time: Tensor, parts: Tensor[]): Tensor {
+  private modulated(x: Tensor, time: Tensor, parts: Tensor[], options: BlockOptions): Tensor {
     const [shiftMsa, scaleMsa, gateMsa, shiftMlp, scaleMlp, gateMlp] = parts;
-    const modulate = (y: Tensor, shift: Tensor, scale: Tensor): Tensor => add(mul(layerNorm(y), add(scale, 1)), shift);
-    const h = add(x, mul(gateMsa, this.attn.forward(modulate(x, shiftMsa, scaleMsa), undefined)));
+    const h = add(x, mul(gateMsa, this.attn.forward(modulate(x, shiftMsa, scaleMsa), undefined, options)));
     return add(h, mul(gateMlp, this.mlp.forward(modulate(h, shiftMlp, scaleMlp), time)));
   }
 }

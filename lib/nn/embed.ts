@@ -8,8 +8,11 @@ import * as init from './init.js';
 import { Embedding, Linear } from './layers.js';
 import { Module } from './module.js';
 
-/** 'positional': fixed geometric frequencies (DDPM++, EDM); 'fourier': random ones (NCSN++). */
-export type TimeEmbedding = 'positional' | 'fourier';
+/**
+ * 'positional': geometric frequencies down to 1/10000 (DDPM++, EDM); 'timestep': the same but for the last one, which
+ * is left out (DDPM, ADM, DiT: exp(-ln(10000) k / half)); 'fourier': random ones (NCSN++).
+ */
+export type TimeEmbedding = 'positional' | 'timestep' | 'fourier';
 
 /** Options of {@link TimeEmbed}. */
 export interface TimeEmbedOptions {
@@ -18,35 +21,37 @@ export interface TimeEmbedOptions {
   /** Channels of the token. */
   timeDim: number;
   kind: TimeEmbedding;
+  /** Initial weights of the linears: N(0, std^2); default xavier-uniform. */
+  std?: number;
 }
 
-/** c_noise [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
+/** Noise levels or (fractional) timesteps [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
 export class TimeEmbed extends Module {
   readonly fc1: Linear;
   readonly fc2: Linear;
   private readonly freqs: Tensor;
   private readonly angle: number;
 
-  constructor({ channels, timeDim, kind }: TimeEmbedOptions) {
+  constructor({ channels, timeDim, kind, std }: TimeEmbedOptions) {
     super();
     const half = channels / 2;
     if (kind === 'fourier') {
       this.freqs = this.buffer('freqs', init.normal([half], 16));
       this.angle = 2 * Math.PI;
     } else {
-      // The last frequency is exactly 1/10000 ("endpoint" in EDM's code).
-      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / Math.max(half - 1, 1)))));
+      const last = kind === 'positional' ? Math.max(half - 1, 1) : half;
+      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / last))));
       this.angle = 1;
     }
-    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim));
-    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim));
+    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim, { std }));
+    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim, { std }));
   }
 
-  /** cNoise [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
-  forward(cNoise: Tensor): Tensor {
+  /** level [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
+  forward(level: Tensor): Tensor {
     return scope(() => {
       const features = noGrad(() => {
-        const angles = affine(mul(reshape(cNoise, [cNoise.size, 1]), this.freqs), this.angle, 0);
+        const angles = affine(mul(reshape(level, [level.size, 1]), this.freqs), this.angle, 0);
         return concat([cos(angles), sin(angles)], 1);
       });
       return this.fc2.forward(this.fc1.forward(features, { activation: 'silu' }));

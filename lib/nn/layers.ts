@@ -8,18 +8,19 @@ import { ones, type Tensor, zeros } from '../tensor.js';
 import * as init from './init.js';
 import { convLayout, Module } from './module.js';
 
-/** y = x W^T + b on the last axis. weight [out, in] xavier-uniform, bias zero. */
+/** y = x W^T + b on the last axis. weight [out, in] xavier-uniform, zero, or with `std` N(0, std^2); bias zero. */
 export class Linear extends Module {
   readonly weight: Tensor;
   readonly bias?: Tensor;
   constructor(
     inFeatures: number,
     outFeatures: number,
-    { bias = true, zero = false }: { bias?: boolean; zero?: boolean } = {},
+    { bias = true, zero = false, std }: { bias?: boolean; zero?: boolean; std?: number } = {},
   ) {
     super();
     const shape = [outFeatures, inFeatures];
-    this.weight = this.parameter('weight', zero ? zeros(shape) : init.xavierUniform(shape));
+    const weight = zero ? zeros(shape) : std === undefined ? init.xavierUniform(shape) : init.normal(shape, std);
+    this.weight = this.parameter('weight', weight);
     if (bias) this.bias = this.parameter('bias', zeros([outFeatures]));
   }
   /** x [..., in] -> [..., out]; activation and residual are fused. */
