@@ -39,8 +39,7 @@ export class TimeEmbed extends Module {
       this.freqs = this.buffer('freqs', init.normal([half], 16));
       this.angle = 2 * Math.PI;
     } else {
-      const last = kind === 'positional' ? Math.max(half - 1, 1) : half;
-      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / last))));
+      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => frequency(k, half, kind))));
       this.angle = 1;
     }
     this.fc1 = this.child('mlp.0', new Linear(channels, timeDim, { std }));
@@ -62,6 +61,12 @@ export class TimeEmbed extends Module {
     super.dispose();
     this.freqs.dispose();
   }
+}
+
+function frequency(k: number, half: number, kind: 'positional' | 'timestep'): number {
+  if (kind === 'positional') return 10000 ** (-k / Math.max(half - 1, 1));
+  // With every step in float32, as models were trained: times 1000, another last digit shows in the features.
+  return Math.exp(Math.fround(Math.fround(-Math.log(10000)) * k) / half);
 }
 
 /** Options of {@link LabelEmbed}. */
