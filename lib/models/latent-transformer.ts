@@ -240,8 +240,16 @@ export abstract class LatentTransformer extends Module {
     y?: Tensor,
     { kept, ...key }: Partial<RandomKey> & { kept?: TokenSubset } = {},
   ): Tensor {
-    const batch = this.checkInputs(x, y, t);
     if (!this.masking) throw new OptionError(`${this.name}: forwardMasked() needs a model with maskRatio above 0.`);
+    const [batch] = x.shape;
+    if (this.checkInputs(x, y, t) !== batch) {
+      throw new ShapeError(`${this.name}: y is ${format((y as Tensor).shape)}, expected [${batch}].`);
+    }
+    if (kept && (kept.positions.shape[0] !== batch || kept.side !== this.side)) {
+      throw new ShapeError(
+        `${this.name}: kept is ${format(kept.positions.shape)} of ${kept.side ** 2} tokens, expected ${batch} samples of ${this.side ** 2} tokens.`,
+      );
+    }
     const { positions, token: blank, side } = this.masking;
     return scope(() => {
       const subset = kept ?? TokenSubset.random(batch, this.side, this.config.maskRatio, { ...key, device: x.device });

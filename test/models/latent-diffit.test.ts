@@ -7,6 +7,7 @@ import t, { type Test } from 'tap';
 import '../../lib/autograd.js';
 import { memory, setDefaultDevice } from '../../lib/device.js';
 import { LatentDiffiT } from '../../lib/models/latent-diffit.js';
+import { latentPresets } from '../../lib/models/latent-presets.js';
 import type { CfgOptions, LatentTransformerConfig } from '../../lib/models/latent-transformer.js';
 import { TimeEmbed } from '../../lib/nn/embed.js';
 import { guidanceScale } from '../../lib/nn/guidance.js';
@@ -320,6 +321,34 @@ for (const side of [32, 64]) {
     t.ok(memory('cpu').liveBuffers <= before + 2 * all.length, 'freed');
   });
 }
+
+t.test('presets: the released configurations, and smaller ones', async (t) => {
+  const { inputSize: _, ...xl } = new LatentDiffiT({ ...latentPresets.imagenet256.model, depth: 1 }).config;
+  const config = { patchSize: 2, inChannels: 4, hiddenSize: 1152, depth: 1, numHeads: 16, mlpRatio: 4 };
+  const rest = { numClasses: 1000, classDropoutProb: 0.1, learnSigma: true, maskRatio: 0, decodeLayers: 4 };
+  t.strictSame(xl, { ...config, ...rest });
+  const { imagenet256, imagenet512 } = latentPresets;
+  t.strictSame(imagenet512.model, { ...imagenet256.model, inputSize: 64 });
+  t.strictSame(
+    [imagenet256, imagenet512].map(({ sampler }) => sampler.cfgScale),
+    [4.4, 1.49],
+  );
+  t.strictSame(
+    [imagenet256, imagenet512].map(({ model }) => model.depth),
+    [28, 28],
+  );
+  // 31^2 rows of bias per head, four linears of a block, and what is outside the blocks.
+  const sum = (d: number, depth: number, heads: number): number =>
+    depth * (15 * d ** 2 + 12 * d + 961 * heads) + d ** 2 + (17 + 258 + 1001 + 32) * d + 32;
+  t.equal(sum(1152, 28, 16), json('counts').counts.depth28_input32.trainable, 'the formula holds');
+  for (const [name, expected] of [
+    ['latent-small', sum(384, 12, 6)],
+    ['latent-base', sum(768, 12, 12)],
+  ] as const) {
+    using model = new LatentDiffiT(latentPresets[name].model);
+    t.equal(model.parameterCount(), expected, `${name}: ${expected} parameters`);
+  }
+});
 
 t.test('a state dict loads with and without the index buffers, and saves without', async (t) => {
   const model = new LatentDiffiT(configOf(golden));
