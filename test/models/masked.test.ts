@@ -91,15 +91,33 @@ t.test('attention inside a subset of all tokens, in any order, is the whole atte
 
 t.test('subsets: taken and restored, checked, and drawn by key', async (t) => {
   await withoutLeaks(t, 'cpu', async () => {
-    using kept = new TokenSubset([[2, 0], [3, 1]], 2); // biome-ignore format: two samples
+    using kept = new TokenSubset(
+      [
+        [2, 0],
+        [3, 1],
+      ],
+      2,
+    );
     const x = tensor([10, 11, 12, 13, 20, 21, 22, 23], { shape: [2, 4, 1] });
     const taken = kept.take(x);
-    t.strictSame(await taken.toArray(), [[[12], [10]], [[23], [21]]]); // biome-ignore format: two samples
+    t.strictSame(await taken.toArray(), [
+      [[12], [10]],
+      [[23], [21]],
+    ]);
     const restored = await kept.restore(taken, tensor([-1])).data();
     t.strictSame([...restored], [10, -1, 12, -1, -1, 21, -1, 23]);
     t.strictSame([...(await kept.indicator().data())], [1, 0, 1, 0, 0, 1, 0, 1]);
     // Tokens 2 = (1, 0) and 0 = (0, 0) of a 2 x 2 grid: rows (dy + 1) 3 + dx + 1 of the table.
-    t.strictSame((await kept.pairs.toArray()) as number[][], [[[4, 7], [1, 4]], [[4, 7], [1, 4]]]); // biome-ignore format: two samples
+    t.strictSame((await kept.pairs.toArray()) as number[][], [
+      [
+        [4, 7],
+        [1, 4],
+      ],
+      [
+        [4, 7],
+        [1, 4],
+      ],
+    ]);
     for (const bad of [[[0, 0]], [[0, 4]], [[0, 1], [2]], [[0.5, 1]]]) {
       await assertFails(t, () => new TokenSubset(bad, 2), 'OptionError', /expected \d distinct positions in 0\.\.3/);
     }
