@@ -7,8 +7,9 @@ import { guidanceScale, guide } from '../nn/guidance.js';
 import { checkShapeOf, checkTensors } from '../ops/check.js';
 import { concat, slice } from '../ops/index.js';
 import { randn } from '../ops/random.js';
+import { keep } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
-import { GaussianDiffusion, type GaussianNetwork } from './gaussian.js';
+import { GaussianDiffusion, type GaussianNetwork, type SteppedNetwork } from './gaussian.js';
 import { type Advance, runSampler, type SamplerStep } from './sampler.js';
 
 /** Options of {@link sampleDdpm}, {@link sampleDdim} and {@link sampleDpmSolver}. */
@@ -51,7 +52,7 @@ export interface GaussianState {
 }
 
 /** Walks from standard normal noise [B, C, H, W] through every timestep of the process, by `step`. */
-export function sampleGaussian(
+export async function* sampleGaussian(
   name: string,
   network: GaussianNetwork,
   noise: Tensor,
@@ -61,36 +62,76 @@ export function sampleGaussian(
   check(name, network, noise, options);
   const { ddpm, clipDenoised = false, seed = 0, firstSample = 0, signal } = options;
   const { stepNoise = (i) => randn(noise.shape, { seed, stream: i + 1, firstSample, device: noise.device }) } = options;
+  const evaluator = new Evaluator(network, noise.shape[0], options);
   const advance = (x: Tensor, i: number, previous?: Tensor): Advance => {
     const t = ddpm.numTimesteps - 1 - i;
-    const output = evaluate(network, x, ddpm, t, options);
-    return step({ ddpm, output, x, t, clipDenoised, previous, noise: () => stepNoise(i) });
+    return step({ ddpm, output: evaluator.at(x, t), x, t, clipDenoised, previous, noise: () => stepNoise(i) });
   };
-  return runSampler(() => noise.detach(), ddpm.numTimesteps, advance, signal);
+  try {
+    yield* runSampler(() => noise.detach(), ddpm.numTimesteps, advance, signal);
+  } finally {
+    evaluator.dispose();
+  }
 }
 
-/** The network's output for x at timestep index t, guided where guidance acts. */
-function evaluate(
-  network: GaussianNetwork,
-  x: Tensor,
-  ddpm: GaussianDiffusion,
-  t: number,
-  { y, cfgScale = 1, scalePow, guidedChannels = 3, guidanceInterval }: GaussianSamplerOptions,
-): Tensor {
-  const [batch, channels] = x.shape;
-  const { device } = x;
-  const timestep = ddpm.timesteps[t];
-  const time = full([batch], timestep, { device });
-  const [low, high] = guidanceInterval ?? [0, Number.POSITIVE_INFINITY];
-  if (cfgScale === 1 || y === undefined || network.nullClass === undefined || timestep < low || timestep > high) {
-    return network.forward(x, time, y);
+/** The network along the process's timesteps, guided where guidance acts; conditioned once where the network can be. */
+class Evaluator {
+  private readonly networks: { conditional?: SteppedNetwork; both?: SteppedNetwork } = {};
+
+  constructor(
+    private readonly network: GaussianNetwork,
+    private readonly batch: number,
+    private readonly options: GaussianSamplerOptions,
+  ) {}
+
+  /** The output for x at timestep index t. */
+  at(x: Tensor, t: number): Tensor {
+    const { ddpm, cfgScale = 1, scalePow, guidedChannels = 3, guidanceInterval } = this.options;
+    const timestep = ddpm.timesteps[t];
+    const [low, high] = guidanceInterval ?? [0, Number.POSITIVE_INFINITY];
+    if (cfgScale === 1 || timestep < low || timestep > high) {
+      this.networks.conditional ??= this.stepped(this.options.y);
+      return this.networks.conditional.forward(x, t);
+    }
+    this.networks.both ??= this.stepped(this.bothLabels());
+    const { batch } = this;
+    const channels = x.shape[1];
+    const both = this.networks.both.forward(x, t);
+    checkShapeOf('guidance', "the network's output for 2B labels", both, [2 * batch, -1, -1, -1]);
+    const time = full([batch], timestep, { device: x.device });
+    const scale = guidanceScale(time, { cfgScale, scalePow, diffusionSteps: ddpm.options.steps });
+    const guided = guidedChannels === 'all' ? channels : Math.min(guidedChannels, channels);
+    return guide(slice(both, 0, 0, batch), slice(both, 0, batch, 2 * batch), scale, guided);
   }
-  const nobody = full([batch], network.nullClass, { dtype: 'i64', device });
-  const both = network.forward(x, time, concat([y, nobody], 0));
-  checkShapeOf('guidance', "the network's output for 2B labels", both, [2 * batch, -1, -1, -1]);
-  const scale = guidanceScale(time, { cfgScale, scalePow, diffusionSteps: ddpm.options.steps });
-  const guided = guidedChannels === 'all' ? channels : Math.min(guidedChannels, channels);
-  return guide(slice(both, 0, 0, batch), slice(both, 0, batch, 2 * batch), scale, guided);
+
+  dispose(): void {
+    for (const network of Object.values(this.networks)) network.dispose();
+  }
+
+  /** [y | null class]; check() made sure that there are both. */
+  private bothLabels(): Tensor {
+    const y = this.options.y as Tensor;
+    const nobody = full([this.batch], this.network.nullClass as number, { dtype: 'i64', device: y.device });
+    return concat([y, nobody], 0);
+  }
+
+  /** Its tensors live as long as the loop, not the step that asked first. */
+  private stepped(y: Tensor | undefined): SteppedNetwork {
+    const { network, batch } = this;
+    const { timesteps } = this.options.ddpm;
+    const labels = y && keep(y.detach());
+    const conditioned = network.conditionOn && keep(network.conditionOn(timesteps, labels));
+    return {
+      forward: (x, t) =>
+        conditioned
+          ? conditioned.forward(x, t)
+          : network.forward(x, full([batch], timesteps[t], { device: x.device }), labels),
+      dispose: () => {
+        conditioned?.dispose();
+        labels?.dispose();
+      },
+    };
+  }
 }
 
 function check(name: string, network: GaussianNetwork, noise: Tensor, options: GaussianSamplerOptions): void {

@@ -27,6 +27,14 @@ export interface GaussianNetwork {
   /** The label that stands for "no class"; missing when the network was not trained with one. */
   readonly nullClass?: number;
   forward(x: Tensor, t: Tensor, y?: Tensor): Tensor;
+  /** The network at these timesteps and labels, with what does not depend on x computed once; samplers use it. */
+  conditionOn?(timesteps: readonly number[], y?: Tensor): SteppedNetwork;
+}
+
+/** See {@link GaussianNetwork.conditionOn}: forward(x, i) is the network at timesteps[i]. */
+export interface SteppedNetwork {
+  forward(x: Tensor, i: number): Tensor;
+  dispose(): void;
 }
 
 /** One timestep for the whole batch, or one per sample. */

@@ -11,7 +11,6 @@ import { z } from 'zod';
 import { OptionError, ShapeError } from '../errors.js';
 import { TransformerBlock } from '../nn/block.js';
 import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
-import { zeros } from '../nn/init.js';
 import { Conv2d, GroupNorm } from '../nn/layers.js';
 import { Module, ModuleList } from '../nn/module.js';
 import { checkShapeOf } from '../ops/check.js';
@@ -112,7 +111,7 @@ class Head extends Module {
   constructor(channels: number, outChannels: number, groups: number) {
     super();
     this.norm = this.child('norm', new GroupNorm(groups, channels));
-    this.conv = this.child('conv', new Conv2d(channels, outChannels, { initial: zeros }));
+    this.conv = this.child('conv', new Conv2d(channels, outChannels, { zero: true }));
   }
   forward(x: Tensor): Tensor {
     return this.conv.forward(this.norm.forward(x, { silu: true }));

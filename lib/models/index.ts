@@ -1,11 +1,15 @@
 /** models: the DiffiT networks and their presets. */
+import { DiT } from './dit.js';
 import { ImageDiffiT } from './image-diffit.js';
-import { DiT, LatentDiffiT } from './latent-transformer.js';
+import { LatentDiffiT } from './latent-diffit.js';
 
-export { ImageDiffiT, type ImageDiffiTConfig } from './image-diffit.js';
+export type { ImageDiffiTConfig } from './image-diffit.js';
 export { type InferredModel, inferLatentModel } from './infer-latent.js';
-export { type CfgOptions, DiT, type LatentConfig, LatentDiffiT, LatentTransformer } from './latent-transformer.js';
+export { type LatentPreset, latentPresets } from './latent-presets.js';
+export { type CfgOptions, LatentTransformer, type LatentTransformerConfig } from './latent-transformer.js';
 export { create, type Preset, preset, presets, type TrainingSettings } from './presets.js';
+export { StepNetwork } from './step-network.js';
+export { DiT, ImageDiffiT, LatentDiffiT };
 
 /** Classes of diffusion models, by the name that model files and presets use. */
 export const modelKinds = { ImageDiffiT, LatentDiffiT, DiT };

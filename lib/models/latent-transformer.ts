@@ -1,229 +1,360 @@
 /**
- * Transformers on latents: LatentDiffiT (paper section 3.3, as NVlabs/DiffiT released it; SPEC section 3) and its baseline
- * DiT (Peebles & Xie 2023, arXiv 2212.09748). They share every layer but the conditioning: TMSA with a relative position
- * bias, or AdaLN-Zero.
+ * What LatentDiffiT and DiT share: a transformer on the patches of a latent image, conditioned by time and class.
  *
- *     tokens = patches W + positions;  c = time(t) + label(y)
- *     depth x block(tokens, c)
- *     DiffiT: Linear(SiLU(LN(tokens)));  DiT: Linear(modulate(LN(tokens), c));  then back to an image
+ *     tokens = patches(x) W + positions;  c = time(t) + class(y);  depth blocks over (tokens, c);  head -> patches
  *
- * State-dict names are the released ones: x_embedder.proj, pos_embed, t_embedder.mlp.{0,2}, y_embedder.embedding_table,
- * blocks.I.{attn,mlp,adaLN_modulation}, final_layer.{linear,adaLN_modulation}.
+ * State-dict names are those of NVlabs/DiffiT and facebookresearch/DiT: pos_embed, x_embedder, t_embedder, y_embedder,
+ * blocks.I, final_layer. With maskRatio it can also be trained as MDT (Gao et al., arXiv 2303.14389), which adds MDT's
+ * decoder_pos_embed, mask_token and sideblocks.0.
  */
 import { z } from 'zod';
 import { checkpoint } from '../autograd.js';
 import { OptionError, ShapeError, StateDictError } from '../errors.js';
 import { Modulation, modulate, TransformerBlock } from '../nn/block.js';
 import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
-import { guidanceScale, guide } from '../nn/guidance.js';
+import { guidanceScale, guideHalves } from '../nn/guidance.js';
 import * as init from '../nn/init.js';
 import { Linear } from '../nn/layers.js';
 import { Module, ModuleList } from '../nn/module.js';
 import { PatchEmbed, sinCosPositions, unpatchify } from '../nn/patch.js';
-import { checkShapeOf } from '../ops/check.js';
-import { add, silu } from '../ops/elementwise.js';
+import { TokenSubset } from '../nn/token-subset.js';
+import { add, silu, where } from '../ops/elementwise.js';
 import { concat, slice } from '../ops/index.js';
 import { layerNorm } from '../ops/norm.js';
+import type { RandomKey } from '../ops/random.js';
 import { parseOptions } from '../options.js';
-import { scope } from '../scope.js';
+import { noGrad, scope } from '../scope.js';
 import { format, type Shape } from '../shape.js';
-import type { Tensor } from '../tensor.js';
+import { type Tensor, tensor, zeros } from '../tensor.js';
+import { StepNetwork } from './step-network.js';
 
 const count = z.int().min(1);
 
 const configSchema = z.strictObject({
-  /** Side of the latent: 32 for 256 px, 64 for 512 px with Stable Diffusion's VAE. */
+  /** Side of the latent, S: 32 for images of 256 px, 64 for 512 px. */
   inputSize: count.default(32),
-  /** Side of a patch, which becomes one token; divides inputSize. */
+  /** Side of a patch; divides inputSize. */
   patchSize: count.default(2),
   /** Channels of the latent. */
   inChannels: count.default(4),
-  /** Channels of a token; a multiple of 4 that numHeads divides. */
+  /** Channels C of the tokens; a multiple of 4. */
   hiddenSize: count.multipleOf(4).default(1152),
-  /** Blocks. */
+  /** Transformer blocks. */
   depth: count.default(28),
+  /** Attention heads; divides hiddenSize. */
   numHeads: count.default(16),
-  /** Hidden channels of the MLPs over hiddenSize. */
+  /** Hidden channels of the MLPs over C. */
   mlpRatio: z.number().positive().default(4),
-  numClasses: count.default(1000),
-  /** Labels that become the null class in training; above 0 the model can be guided. */
+  /** Classes; 0 for an unconditional model. */
+  numClasses: z.int().min(0).default(1000),
+  /** Labels that become the null class in training; 0: no null class, and no guidance. */
   classDropoutProb: z.number().min(0).lt(1).default(0.1),
-  /** Predict the variance too: twice as many channels out as in. */
+  /** Also predict the variance: 2 inChannels out. */
   learnSigma: z.boolean().default(true),
-  /** Recompute each block in the backward pass: memory of one block for one more forward pass. */
-  checkpointBlocks: z.boolean().default(false),
+  /** MDT's masked training: the share of tokens that forwardMasked() leaves out; 0: none, and the plain model. */
+  maskRatio: z.number().min(0).lt(1).default(0),
+  /** With maskRatio: the last blocks, which see all tokens. */
+  decodeLayers: count.default(4),
 });
 
-/** Options of {@link LatentDiffiT} and {@link DiT}; plain JSON. The defaults are XL/2 at 256 px. */
-export type LatentConfig = z.input<typeof configSchema>;
+/** Options of {@link LatentDiffiT} and {@link DiT}; plain JSON. The defaults are XL/2 for 256 px. */
+export type LatentTransformerConfig = z.input<typeof configSchema>;
+type Config = z.output<typeof configSchema>;
+
+/** How the blocks and the head get the time token: DiffiT's TMSA, or DiT's AdaLN-Zero (without a position bias). */
+export type LatentConditioning = 'tmsa' | 'adaln';
 
 /** Options of {@link LatentTransformer.forwardWithCfg}. */
 export interface CfgOptions {
-  /** The guidance scale; 1 is none. */
+  /** The guidance scale s; 1 is the conditional model alone. */
   cfgScale: number;
-  /** Exponent of the power-cosine scale; null: constant. Default: 4 up to input size 32, else constant, as released. */
-  scalePow?: number | null;
-  /** Default 1000. */
+  /** Exponent of the power-cosine scale, or 'constant'. Default: 4 up to inputSize 32, 'constant' above. */
+  scalePow?: number | 'constant';
+  /** Timesteps of training. Default 1000. */
   diffusionSteps?: number;
-  /** Channels that are guided, from the first. Default 3, as released; 'all' guides the noise channels. */
+  /** How many of the first channels are guided, or 'all' inChannels. Default 3. */
   cfgChannels?: number | 'all';
 }
 
-/** Frequencies of the time embedding: 128 cosines, 128 sines. */
-const timeChannels = 256;
-/** Standard deviation of the initial time MLP and label vectors. */
-const embeddingStd = 0.02;
-/** Pixels per latent of Stable Diffusion's VAE, for messages. */
-const vaeFactor = 8;
+/** Per block what it is conditioned on: the time token [B, C], or its projections [B, 3C]. */
+interface Condition {
+  token?: Tensor;
+  projections?: readonly Tensor[];
+}
 
-/** Last layer. State dict: linear, and adaLN_modulation with DiT's conditioning. */
+/** DiffiT: LayerNorm, SiLU, Linear. DiT: modulated LayerNorm, Linear. State dict: linear, adaLN_modulation.1. */
 class FinalLayer extends Module {
   readonly linear: Linear;
   readonly modulation?: Modulation;
-  constructor(dim: number, out: number, modulated: boolean) {
+  constructor(dim: number, outputs: number, conditioning: LatentConditioning) {
     super();
-    this.linear = this.child('linear', new Linear(dim, out, { initial: init.zeros }));
-    if (modulated) this.modulation = this.child('adaLN_modulation', new Modulation(dim, dim, 2));
+    this.linear = this.child('linear', new Linear(dim, outputs, { zero: true }));
+    if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(dim, dim, 2));
   }
-  forward(x: Tensor, c: Tensor): Tensor {
-    if (!this.modulation) return this.linear.forward(silu(layerNorm(x)));
-    const [shift, scale] = this.modulation.forward(c, x.ndim);
-    return this.linear.forward(modulate(x, shift, scale));
+  forward(x: Tensor, time: Tensor | undefined): Tensor {
+    return scope(() => {
+      if (!this.modulation) return this.linear.forward(silu(layerNorm(x)));
+      const [shift, scale] = this.modulation.forward(time as Tensor, x.ndim);
+      return this.linear.forward(modulate(x, shift, scale));
+    });
   }
 }
 
 export abstract class LatentTransformer extends Module {
-  /** The validated options with their defaults; the same class made with them is the same architecture. */
-  readonly config: Readonly<z.output<typeof configSchema>>;
+  /** The validated options with their defaults. */
+  readonly config: Readonly<Config>;
+  /** Recompute each block in backward() instead of keeping its activations: less memory, a third more time. */
+  gradientCheckpointing = false;
+  private readonly name: string;
+  private readonly conditioning: LatentConditioning;
+  /** Tokens along one side. */
+  private readonly side: number;
   private readonly positions: Tensor;
   private readonly patches: PatchEmbed;
   private readonly timeEmbed: TimeEmbed;
-  private readonly labelEmbed: LabelEmbed;
+  private readonly labelEmbed?: LabelEmbed;
   private readonly blocks: ModuleList<TransformerBlock>;
-  private readonly final: FinalLayer;
+  private readonly head: FinalLayer;
+  private readonly masking?: { positions: Tensor; token: Tensor; side: ModuleList<TransformerBlock> };
 
-  /** Throws OptionError naming the option. */
-  constructor(
-    private readonly name: string,
-    conditioning: 'tmsa' | 'adaln',
-    options: LatentConfig,
-  ) {
+  /** Throws OptionError naming the option: unknown, out of range, or one that does not divide another. */
+  constructor(name: string, options: LatentTransformerConfig, conditioning: LatentConditioning) {
     super();
     const config = parseOptions(configSchema, options, name);
-    this.config = config;
-    const { inputSize, patchSize, inChannels, hiddenSize: dim, depth, numHeads, mlpRatio, numClasses } = config;
-    if (inputSize % patchSize !== 0) {
+    const { inputSize, patchSize, inChannels, hiddenSize: dim, depth, numHeads, mlpRatio } = config;
+    if (inputSize % patchSize !== 0)
       throw new OptionError(`${name}: patchSize ${patchSize} does not divide inputSize ${inputSize}.`);
+    if (dim % numHeads !== 0) throw new OptionError(`${name}: numHeads ${numHeads} does not divide hiddenSize ${dim}.`);
+    if (config.maskRatio > 0 && config.decodeLayers >= depth)
+      throw new OptionError(`${name}: decodeLayers ${config.decodeLayers} leaves no encoder in depth ${depth}.`);
+    this.config = config;
+    this.name = name;
+    this.conditioning = conditioning;
+    this.side = inputSize / patchSize;
+    const blocks = (length: number): ModuleList<TransformerBlock> => {
+      const positionBias = conditioning === 'tmsa';
+      const block = { dim, timeDim: dim, numHeads, windowSize: this.side, mlpRatio, conditioning, positionBias };
+      return new ModuleList(Array.from({ length }, () => new TransformerBlock(block)));
+    };
+    this.positions = this.buffer('pos_embed', sinCosPositions(this.side, dim));
+    if (config.maskRatio > 0) {
+      const positions = this.parameter('decoder_pos_embed', sinCosPositions(this.side, dim));
+      const token = this.parameter('mask_token', init.normal([1, 1, dim], 0.02));
+      this.masking = { positions, token, side: this.child('sideblocks', blocks(1)) };
     }
-    if (dim % numHeads !== 0) {
-      throw new OptionError(`${name}: numHeads ${numHeads} does not divide hiddenSize ${dim}.`);
-    }
-    const grid = inputSize / patchSize;
-    this.positions = this.buffer('pos_embed', sinCosPositions(grid, dim));
     this.patches = this.child('x_embedder', new PatchEmbed(patchSize, inChannels, dim));
-    const initial: init.Initializer = (shape) => init.normal(shape, embeddingStd);
-    const time = { channels: timeChannels, timeDim: dim, kind: 'timestep', initial } as const;
+    const time = { channels: 256, timeDim: dim, kind: 'timestep', std: 0.02 } as const;
     this.timeEmbed = this.child('t_embedder', new TimeEmbed(time));
-    const labels = { numClasses, dim, dropout: config.classDropoutProb, std: embeddingStd };
-    this.labelEmbed = this.child('y_embedder.embedding_table', new LabelEmbed(labels));
-    const positionBias = conditioning === 'tmsa';
-    const block = { dim, timeDim: dim, numHeads, windowSize: grid, mlpRatio, conditioning, positionBias };
-    const blocks = Array.from({ length: depth }, () => new TransformerBlock(block));
-    this.blocks = this.child('blocks', new ModuleList(blocks));
-    const out = patchSize ** 2 * this.outChannels;
-    this.final = this.child('final_layer', new FinalLayer(dim, out, conditioning === 'adaln'));
+    if (config.numClasses > 0) {
+      const labels = { numClasses: config.numClasses, dim, dropout: config.classDropoutProb };
+      this.labelEmbed = this.child('y_embedder.embedding_table', new LabelEmbed(labels));
+    }
+    this.blocks = this.child('blocks', blocks(depth));
+    this.head = this.child('final_layer', new FinalLayer(dim, patchSize ** 2 * this.outChannels, conditioning));
   }
 
-  /** Channels of the output: noise, and with learnSigma the variance. */
+  /** Channels of the output: inChannels of noise and, with learnSigma, as many of variance. */
   get outChannels(): number {
     return this.config.inChannels * (this.config.learnSigma ? 2 : 1);
   }
 
-  /** The label that stands for no class; undefined without classDropoutProb. */
+  /** The label that stands for no class; undefined for a model that cannot be guided. */
   get nullClass(): number | undefined {
     const { numClasses, classDropoutProb } = this.config;
-    return classDropoutProb > 0 ? numClasses : undefined;
+    return numClasses > 0 && classDropoutProb > 0 ? numClasses : undefined;
   }
 
   /**
-   * x [B, C, S, S], timesteps t f32 [B] (0..1000, fractions allowed), labels y i64 [B] -> [B, outChannels, S, S].
-   * y may be [2B], two label sets for the same images (guidance): the result is [2B, ...], and what does not depend on
-   * the label is computed once. Throws ShapeError.
+   * x [B, inChannels, S, S], timesteps t f32 [B] (may be fractional), labels y i64 [B] when the model has classes
+   * -> [B, outChannels, S, S]. With y (and t, if it differs) [2B], the same images under two sets of labels, as guidance
+   * needs them: [2B, ...], the first set first. Throws ShapeError for another size, OptionError for missing or
+   * superfluous labels; a label out of range rejects the next awaited read.
    */
-  forward(x: Tensor, t: Tensor, y: Tensor): Tensor {
-    const { inChannels, inputSize: side, patchSize } = this.config;
-    const batch = x.shape[0];
-    const expected = [batch, inChannels, side, side];
-    if (x.ndim !== 4 || x.shape.some((n, i) => n !== expected[i])) {
-      throw new ShapeError(`${this.name}: x is ${format(x.shape)}, expected [B, ${inChannels}, ${side}, ${side}].`);
-    }
-    checkShapeOf(this.name, 't', t, [batch]);
-    const twice = y.ndim === 1 && y.shape[0] === 2 * batch;
-    if (!twice) checkShapeOf(this.name, 'y', y, [batch]);
+  forward(x: Tensor, t: Tensor, y?: Tensor): Tensor {
+    const batch = this.checkInputs(x, y, t);
     return scope(() => {
-      const both = (z: Tensor): Tensor => (twice ? concat([z, z], 0) : z);
-      const c = add(both(this.timeEmbed.forward(t)), this.labelEmbed.forward(y));
-      let h = both(add(this.patches.forward(x), this.positions));
-      for (const block of this.blocks) h = this.run(block, h, c);
-      return unpatchify(this.final.forward(h, c), patchSize);
+      const token = this.timeToken(t, y, batch);
+      return this.decode(this.embed(x, batch), { token });
     });
   }
 
   /**
-   * The released model's guided forward: a batch [conditional half | null half] of x [2B, C, S, S], t [2B], y [2B]. The
-   * second half of x is not read. Guided channels are equal in both halves of the result; the others are each half's own.
+   * Classifier-free guidance as the released code batches it: x, t and y are [2B], conditional labels first and then the
+   * null class; the second half of x is not read. -> [2B, outChannels, S, S], where both halves hold the guided noise
+   * and the other channels are each half's own. Throws OptionError when the model has no null class.
    */
   forwardWithCfg(x: Tensor, t: Tensor, y: Tensor, options: CfgOptions): Tensor {
-    const { cfgScale, diffusionSteps, cfgChannels = 3 } = options;
     const { inputSize, inChannels } = this.config;
-    const batch = x.shape[0];
-    if (batch % 2 !== 0) throw new ShapeError(`${this.name}: guidance takes two halves, got a batch of ${batch}.`);
-    const scalePow = options.scalePow === undefined ? (inputSize <= 32 ? 4 : null) : options.scalePow;
+    const { cfgScale, scalePow = inputSize <= 32 ? 4 : 'constant', diffusionSteps, cfgChannels = 3 } = options;
+    if (this.nullClass === undefined) {
+      throw new OptionError(`${this.name}: guidance needs a null class; this model has none (classDropoutProb is 0).`);
+    }
+    const half = x.shape[0] / 2;
+    if (!Number.isInteger(half) || t.shape[0] !== x.shape[0] || y.shape[0] !== x.shape[0]) {
+      throw new ShapeError(
+        `${this.name}: x is ${format(x.shape)}, t ${format(t.shape)} and y ${format(y.shape)}, expected the same even batch.`,
+      );
+    }
     return scope(() => {
-      const schedule = { cfgScale, scalePow: scalePow ?? undefined, diffusionSteps };
-      const scale = guidanceScale(slice(t, 0, 0, batch / 2), schedule);
-      const images = slice(x, 0, 0, batch / 2);
-      const out = this.forward(concat([images, images], 0), t, y);
-      const [cond, uncond] = [slice(out, 0, 0, batch / 2), slice(out, 0, batch / 2, batch)];
-      const channels = cfgChannels === 'all' ? inChannels : cfgChannels;
-      const guided = guide(cond, uncond, scale, channels);
-      const rest = slice(uncond, 1, channels, this.outChannels);
-      return concat([guided, concat([slice(guided, 1, 0, channels), rest], 1)], 0);
+      const scale = guidanceScale(slice(t, 0, 0, half), {
+        cfgScale,
+        diffusionSteps,
+        scalePow: scalePow === 'constant' ? undefined : scalePow,
+      });
+      const output = this.forward(slice(x, 0, 0, half), t, y);
+      return guideHalves(output, scale, cfgChannels === 'all' ? inChannels : cfgChannels);
     });
   }
 
-  /** As Module's; weights of another resolution are named as that. */
-  override checkStateDict(state: Readonly<Record<string, { shape: Shape }>>, options: { strict?: boolean } = {}): void {
-    const given = state.pos_embed?.shape;
+  /**
+   * The model at given timesteps and labels (i64 [B], or [2B] as for forward()): `forward(x, i)` is forward(x,
+   * timesteps[i], y), with what does not depend on x computed once. Dispose it after the last step. Not for training.
+   */
+  conditionOn(timesteps: readonly number[], y?: Tensor): StepNetwork {
+    return noGrad(() =>
+      scope(() => {
+        const steps = this.timeEmbed.forward(tensor([...timesteps]));
+        const samples = y && this.labelEmbed?.forward(y);
+        const tmsa = this.conditioning === 'tmsa';
+        const parts = tmsa ? [...this.blocks].map(({ attn }) => attn.project(steps, samples)) : [{ steps, samples }];
+        return new StepNetwork(parts, (x, conditions) => {
+          const batch = this.checkInputs(x, y);
+          const rows = conditions.map((c) =>
+            c.shape[0] === batch ? c : add(c, zeros([batch, 1], { device: x.device })),
+          );
+          return this.decode(this.embed(x, batch), tmsa ? { projections: rows } : { token: rows[0] });
+        });
+      }),
+    );
+  }
+
+  /**
+   * The masked pass of MDT: the first blocks see the tokens in `kept` alone; a side block fills in the others from a
+   * learned token, and the last decodeLayers blocks see all. Arguments and result as forward(). `kept` is drawn, with
+   * maskRatio, from `seed` and `stream`, by default from the default generator. The loss of MDT is that of forward() plus
+   * that of forwardMasked(). Throws OptionError when the model was made without maskRatio.
+   */
+  forwardMasked(
+    x: Tensor,
+    t: Tensor,
+    y?: Tensor,
+    { kept, ...key }: Partial<RandomKey> & { kept?: TokenSubset } = {},
+  ): Tensor {
+    if (!this.masking) throw new OptionError(`${this.name}: forwardMasked() needs a model with maskRatio above 0.`);
+    const [batch] = x.shape;
+    if (this.checkInputs(x, y, t) !== batch) {
+      throw new ShapeError(`${this.name}: y is ${format((y as Tensor).shape)}, expected [${batch}].`);
+    }
+    if (kept && (kept.positions.shape[0] !== batch || kept.side !== this.side)) {
+      throw new ShapeError(
+        `${this.name}: kept is ${format(kept.positions.shape)} of ${kept.side ** 2} tokens, expected ${batch} samples of ${this.side ** 2} tokens.`,
+      );
+    }
+    const { positions, token: blank, side } = this.masking;
+    return scope(() => {
+      const subset = kept ?? TokenSubset.random(batch, this.side, this.config.maskRatio, { ...key, device: x.device });
+      const token = this.timeToken(t, y, batch);
+      const seen = this.through(0, this.encoders, subset.take(this.embed(x, batch)), { token }, subset);
+      const filled = add(subset.restore(seen, blank), positions);
+      const guessed = side.at(0).forward(filled, token);
+      const all = where(subset.indicator(), filled, guessed);
+      return this.output(this.through(this.encoders, this.blocks.length, all, { token }), { token });
+    });
+  }
+
+  /** As Module.checkStateDict; a checkpoint of another resolution gives a StateDictError that names both. */
+  override checkStateDict(state: Readonly<Record<string, { shape: Shape }>>, options?: { strict?: boolean }): void {
     const { inputSize, patchSize } = this.config;
-    const [mine, theirs] = [inputSize, Math.sqrt(given?.[1] ?? 0) * patchSize];
-    if (given?.length === 3 && theirs !== mine) {
-      const size = (side: number): string => `input size ${side} (${side * vaeFactor} px)`;
+    const given = state.pos_embed?.shape ?? [];
+    const size = Math.sqrt(given[1]) * patchSize;
+    if (given.length === 3 && size !== inputSize && Number.isInteger(size)) {
+      const misshapen = [`pos_embed: ${format(given)}, expected ${format(this.positions.shape)}`];
       throw new StateDictError(
-        `${this.name}: these weights are for ${size(theirs)}, the model for ${size(mine)}; make it with inputSize ${theirs} ` +
-          `(on the command line: a preset of that size).`,
-        { missing: [], unexpected: [], misshapen: ['pos_embed'] },
+        `${this.name}: this checkpoint is for inputSize ${size} (images of ${8 * size} px), the model is for inputSize ${inputSize} ` +
+          `(${8 * inputSize} px): ${misshapen[0]}. Make the model with inputSize: ${size}.`,
+        { missing: [], unexpected: [], misshapen },
       );
     }
     super.checkStateDict(state, options);
   }
 
-  private run(block: TransformerBlock, h: Tensor, c: Tensor): Tensor {
-    if (!this.config.checkpointBlocks) return block.forward(h, c);
-    return checkpoint((x, time) => block.forward(x, time), h, c);
+  /** Blocks before the decoder; all when the model knows no masking. */
+  private get encoders(): number {
+    return this.blocks.length - (this.masking ? this.config.decodeLayers : 0);
   }
-}
 
-/** Latent DiffiT: TMSA conditioning. */
-export class LatentDiffiT extends LatentTransformer {
-  constructor(options: LatentConfig = {}) {
-    super('LatentDiffiT', 'tmsa', options);
+  /** [B, C, S, S] -> tokens [batch, N, C]; twice the same when batch is 2B. */
+  private embed(x: Tensor, batch: number): Tensor {
+    return scope(() => {
+      const tokens = add(this.patches.forward(x), this.positions);
+      return batch === x.shape[0] ? tokens : concat([tokens, tokens], 0);
+    });
   }
-}
 
-/** DiT: AdaLN-Zero conditioning, no position bias in the attention. */
-export class DiT extends LatentTransformer {
-  constructor(options: LatentConfig = {}) {
-    super('DiT', 'adaln', options);
+  private timeToken(t: Tensor, y: Tensor | undefined, batch: number): Tensor {
+    return scope(() => {
+      const embedded = this.timeEmbed.forward(t);
+      const time = embedded.shape[0] === batch ? embedded : concat([embedded, embedded], 0);
+      return this.labelEmbed && y ? add(time, this.labelEmbed.forward(y)) : time;
+    });
+  }
+
+  private decode(tokens: Tensor, condition: Condition): Tensor {
+    const seen = this.through(0, this.encoders, tokens, condition);
+    if (!this.masking) return this.output(seen, condition);
+    const all = add(seen, this.masking.positions);
+    return this.output(this.through(this.encoders, this.blocks.length, all, condition), condition);
+  }
+
+  /** Blocks [first, last) over tokens h, which are freed. */
+  private through(
+    first: number,
+    last: number,
+    h: Tensor,
+    { token, projections }: Condition,
+    kept?: TokenSubset,
+  ): Tensor {
+    for (let i = first; i < last; i++) {
+      const run = (x: Tensor, time: Tensor): Tensor =>
+        this.blocks.at(i).forward(x, time, { projected: projections !== undefined, kept });
+      const time = projections ? projections[i] : (token as Tensor);
+      const next = this.gradientCheckpointing ? checkpoint(run, h, time) : run(h, time);
+      h.dispose();
+      h = next;
+    }
+    return h;
+  }
+
+  private output(tokens: Tensor, { token }: Condition): Tensor {
+    return unpatchify(this.head.forward(tokens, token), this.side, this.config.patchSize);
+  }
+
+  /** Throws unless the inputs fit the model and each other; the batch of the output. */
+  private checkInputs(x: Tensor, y: Tensor | undefined, t?: Tensor): number {
+    const { inChannels, inputSize, numClasses } = this.config;
+    const [batch] = x.shape;
+    const expected = [batch, inChannels, inputSize, inputSize];
+    if (x.ndim !== 4 || x.shape.some((n, i) => n !== expected[i])) {
+      throw new ShapeError(
+        `${this.name}: x is ${format(x.shape)}, expected [B, ${inChannels}, ${inputSize}, ${inputSize}].`,
+      );
+    }
+    if ((y !== undefined) !== numClasses > 0) {
+      throw new OptionError(
+        y
+          ? `${this.name}: labels given to an unconditional model.`
+          : `${this.name}: this model is class-conditional; give labels y [B] in 0..${numClasses - 1}.`,
+      );
+    }
+    const fits = (given: Tensor | undefined, most: number): boolean =>
+      !given || (given.ndim === 1 && (given.shape[0] === batch || given.shape[0] === most));
+    if (!fits(y, 2 * batch)) {
+      throw new ShapeError(`${this.name}: y is ${format((y as Tensor).shape)}, expected [${batch}] or [${2 * batch}].`);
+    }
+    const result = y ? y.shape[0] : batch;
+    if (!fits(t, result)) {
+      throw new ShapeError(`${this.name}: t is ${format((t as Tensor).shape)}, expected [${batch}].`);
+    }
+    return result;
   }
 }

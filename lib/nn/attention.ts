@@ -6,12 +6,14 @@ import { OptionError, ShapeError } from '../errors.js';
 import { attention } from '../ops/attention.js';
 import { add } from '../ops/elementwise.js';
 import { reshape } from '../ops/index.js';
+import { linear } from '../ops/linear.js';
 import { scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 import * as init from './init.js';
 import { Linear } from './layers.js';
 import { Module } from './module.js';
+import { subsetAttention, type TokenSubset } from './token-subset.js';
 
 /** How the time token reaches the attention; the paper's ablations (Tables 5 and 6) switch it. */
 export type AttentionConditioning =
@@ -34,8 +36,18 @@ export interface TMSAOptions {
   windowSize: number;
   /** Default 'tmsa'. */
   conditioning?: AttentionConditioning;
-  /** The learned relative position bias. Default true; false is plain self-attention (DiT). */
+  /** The learned relative position bias B; DiT has none. Default true. */
   positionBias?: boolean;
+}
+
+/** Options of {@link TMSA.forward}. */
+export interface AttendOptions {
+  /** Added in the last kernel; shape of x. */
+  residual?: Tensor;
+  /** `time` is already the output of qkv_temb, [B, 3C]: see {@link TMSA.project}. */
+  projected?: boolean;
+  /** x holds some tokens of the window only, [B, K, C]: where they stand. */
+  kept?: TokenSubset;
 }
 
 export class TMSA extends Module {
@@ -43,6 +55,7 @@ export class TMSA extends Module {
   readonly qkvTemb?: Linear;
   readonly biasTemb?: Linear;
   readonly proj: Linear;
+  /** [(2 windowSize - 1)^2, numHeads]. */
   readonly table?: Tensor;
   private readonly options: Required<TMSAOptions>;
 
@@ -50,50 +63,69 @@ export class TMSA extends Module {
     super();
     const { dim, timeDim = dim, numHeads, windowSize, conditioning = 'tmsa', positionBias = true } = options;
     if (dim % numHeads !== 0) throw new OptionError(`TMSA: numHeads ${numHeads} does not divide dim ${dim}.`);
+    if (conditioning === 'bias-only' && !positionBias)
+      throw new OptionError('TMSA: conditioning "bias-only" needs positionBias.');
     this.options = { dim, timeDim, numHeads, windowSize, conditioning, positionBias };
-    if (conditioning === 'bias-only' && !positionBias) {
-      throw new OptionError('TMSA: conditioning "bias-only" needs the position bias.');
-    }
     const rows = (2 * windowSize - 1) ** 2;
     if (positionBias) {
       this.table = this.parameter('relative_position_bias_table', init.normal([rows, numHeads], 0.02));
       this.acceptsDerived('relative_position_index');
     }
-    this.qkv = this.child('qkv', new Linear(dim, 3 * dim));
+    this.qkv = new Linear(dim, 3 * dim);
     if (conditioning === 'tmsa') this.qkvTemb = this.child('qkv_temb', new Linear(timeDim, 3 * dim));
+    this.child('qkv', this.qkv); // the order of NVlabs' state dict
     if (conditioning === 'bias-only') this.biasTemb = this.child('bias_temb', new Linear(timeDim, rows * numHeads));
     this.proj = this.child('proj', new Linear(dim, dim));
   }
 
   /**
-   * x [B, H, W, C], or [B, N, C] with N = windowSize^2; time token [B, timeDim]. Returns the shape of x; `residual`
-   * (same shape) is added in the last kernel. Throws OptionError when the window does not divide the map.
+   * x [B, H, W, C], or [B, N, C] with N = windowSize^2; time token [B, timeDim]. Returns the shape of x. Throws
+   * OptionError when the window does not divide the map.
    */
-  forward(x: Tensor, time: Tensor | undefined, { residual }: { residual?: Tensor } = {}): Tensor {
-    const { dim, numHeads, windowSize } = this.options;
+  forward(x: Tensor, time?: Tensor, { residual, projected = false, kept }: AttendOptions = {}): Tensor {
+    const { dim, numHeads: heads, windowSize } = this.options;
     const [height, width] = x.ndim === 4 ? x.shape.slice(1, 3) : [windowSize, windowSize];
-    if (x.ndim < 3 || x.ndim > 4 || x.shape[x.ndim - 1] !== dim || (x.ndim === 3 && x.shape[1] !== windowSize ** 2)) {
+    const tokens = kept ? kept.positions.shape[1] : windowSize ** 2;
+    if (x.ndim < 3 || x.ndim > 4 || x.shape[x.ndim - 1] !== dim || (x.ndim === 3 && x.shape[1] !== tokens)) {
       throw new ShapeError(
-        `TMSA: x is ${format(x.shape)}, expected [B, H, W, ${dim}] or [B, ${windowSize ** 2}, ${dim}] (a ${windowSize}x${windowSize} window).`,
+        `TMSA: x is ${format(x.shape)}, expected [B, H, W, ${dim}] or [B, ${tokens}, ${dim}] (a ${windowSize}x${windowSize} window).`,
       );
     }
     return scope(() => {
-      const qkv = reshape(this.qkv.forward(x), [x.shape[0], height, width, 3 * dim]);
-      const y = attention(qkv, {
-        heads: numHeads,
-        window: [windowSize, windowSize],
-        ...this.condition(x.shape[0], time),
-      });
+      const qkv = this.qkv.forward(x);
+      const condition = this.condition(x.shape[0], time, projected);
+      const y = kept
+        ? subsetAttention(qkv, kept, { heads, ...condition })
+        : attention(reshape(qkv, [x.shape[0], height, width, 3 * dim]), {
+            heads,
+            window: [windowSize, windowSize],
+            ...condition,
+          });
       return this.proj.forward(reshape(y, x.shape), { residual });
     });
   }
 
-  private condition(batch: number, time: Tensor | undefined): { time?: Tensor; table?: Tensor } {
+  /**
+   * qkv_temb is linear, so the projection of steps[i] + samples[b] is the sum of their own: steps [S, timeDim] ->
+   * [S, 3C] without the bias, and samples [B, timeDim] -> [B, 3C] with it (just the bias [1, 3C] without samples).
+   */
+  project(steps: Tensor, samples?: Tensor): { steps: Tensor; samples: Tensor } {
+    if (!this.qkvTemb) throw new OptionError('TMSA.project: only conditioning "tmsa" projects the time token.');
+    const { weight, bias } = this.qkvTemb as Linear & { bias: Tensor };
+    return {
+      steps: linear(steps, weight),
+      samples: samples ? linear(samples, weight, bias) : reshape(bias, [1, bias.size]),
+    };
+  }
+
+  private condition(batch: number, time: Tensor | undefined, projected: boolean): { time?: Tensor; table?: Tensor } {
     const { conditioning, numHeads } = this.options;
-    if (conditioning === 'none') return { table: this.table };
+    const { table } = this;
+    if (conditioning === 'none') return { table };
     if (!time) throw new OptionError(`TMSA: conditioning "${conditioning}" needs a time token.`);
-    if (this.qkvTemb) return { table: this.table, time: this.qkvTemb.forward(time) };
-    const [shift, table] = [(this.biasTemb as Linear).forward(time), this.table as Tensor];
-    return { table: add(reshape(shift, [batch, table.shape[0], numHeads]), table) };
+    if (this.qkvTemb) return { table, time: projected ? time : this.qkvTemb.forward(time) };
+    const shift = (this.biasTemb as Linear).forward(time);
+    const own = table as Tensor; // checked in the constructor
+    return { table: add(reshape(shift, [batch, own.shape[0], numHeads]), own) };
   }
 }

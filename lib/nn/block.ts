@@ -8,8 +8,7 @@ import { layerNorm } from '../ops/norm.js';
 import { dropout } from '../ops/random.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
-import { TMSA } from './attention.js';
-import { zeros } from './init.js';
+import { type AttendOptions, TMSA } from './attention.js';
 import { Linear } from './layers.js';
 import { Module } from './module.js';
 
@@ -29,9 +28,12 @@ export interface TransformerBlockOptions {
   dropout?: number;
   /** Default 'tmsa'. */
   conditioning?: Conditioning;
-  /** A learned relative position bias in the attention. Default true. */
+  /** The attention's learned relative position bias. Default true. */
   positionBias?: boolean;
 }
+
+/** Options of {@link TransformerBlock.forward}; see {@link AttendOptions}. */
+export type BlockOptions = Pick<AttendOptions, 'projected' | 'kept'>;
 
 /** Two linears with GELU (tanh form) between. State dict: fc1, fc2, and temb when the time token enters here. */
 class MLP extends Module {
@@ -58,7 +60,7 @@ class MLP extends Module {
   }
 }
 
-/** AdaLN-Zero (DiT): `count` vectors per sample [B, 1, ..., dim] from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
+/** DiT's AdaLN-Zero: `count` per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
 export class Modulation extends Module {
   readonly linear: Linear;
   constructor(
@@ -67,14 +69,20 @@ export class Modulation extends Module {
     private readonly count: number,
   ) {
     super();
-    this.linear = this.child('1', new Linear(timeDim, count * dim, { initial: zeros }));
+    this.linear = this.child('1', new Linear(timeDim, count * dim, { zero: true }));
   }
+  /** Time token [B, timeDim] -> `count` tensors [B, 1, ..., dim] that broadcast over a sample's tokens. */
   forward(time: Tensor, ndim: number): Tensor[] {
     const all = this.linear.forward(silu(time));
     return Array.from({ length: this.count }, (_, i) =>
       perSample(slice(all, 1, i * this.dim, (i + 1) * this.dim), ndim),
     );
   }
+}
+
+/** LN(x) (1 + scale) + shift. */
+export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
+  return add(mul(layerNorm(x), add(scale, 1)), shift);
 }
 
 export class TransformerBlock extends Module {
@@ -105,24 +113,19 @@ export class TransformerBlock extends Module {
   }
 
   /** x [B, H, W, C] or [B, N, C], time token [B, timeDim] -> shape of x. */
-  forward(x: Tensor, time: Tensor): Tensor {
+  forward(x: Tensor, time: Tensor, options: BlockOptions = {}): Tensor {
     return scope(() => {
-      if (this.modulation) return this.modulated(x, time, this.modulation.forward(time, x.ndim));
-      const h = this.attn.forward(layerNorm(x), time, { residual: x });
+      if (this.modulation) return this.modulated(x, time, this.modulation.forward(time, x.ndim), options);
+      const h = this.attn.forward(layerNorm(x), time, { residual: x, ...options });
       return this.mlp.forward(layerNorm(h), time, h);
     });
   }
 
-  private modulated(x: Tensor, time: Tensor, parts: Tensor[]): Tensor {
+  private modulated(x: Tensor, time: Tensor, parts: Tensor[], options: BlockOptions): Tensor {
     const [shiftMsa, scaleMsa, gateMsa, shiftMlp, scaleMlp, gateMlp] = parts;
-    const h = add(x, mul(gateMsa, this.attn.forward(modulate(x, shiftMsa, scaleMsa), undefined)));
+    const h = add(x, mul(gateMsa, this.attn.forward(modulate(x, shiftMsa, scaleMsa), undefined, options)));
     return add(h, mul(gateMlp, this.mlp.forward(modulate(h, shiftMlp, scaleMlp), time)));
   }
-}
-
-/** LN(x) (1 + scale) + shift. */
-export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
-  return add(mul(layerNorm(x), add(scale, 1)), shift);
 }
 
 /** [B, C] -> [B, 1, ..., C]: broadcasts over a sample's tokens. */

@@ -9,10 +9,10 @@ import { Embedding, Linear } from './layers.js';
 import { Module } from './module.js';
 
 /**
- * 'positional': fixed geometric frequencies (DDPM++, EDM); 'fourier': random ones (NCSN++); 'timestep': those of
- * guided-diffusion for timesteps 0..1000, fractions allowed.
+ * 'positional': geometric frequencies down to 1/10000 (DDPM++, EDM); 'timestep': the same but for the last one, which
+ * is left out (DDPM, ADM, DiT: exp(-ln(10000) k / half)); 'fourier': random ones (NCSN++).
  */
-export type TimeEmbedding = 'positional' | 'fourier' | 'timestep';
+export type TimeEmbedding = 'positional' | 'timestep' | 'fourier';
 
 /** Options of {@link TimeEmbed}. */
 export interface TimeEmbedOptions {
@@ -21,36 +21,36 @@ export interface TimeEmbedOptions {
   /** Channels of the token. */
   timeDim: number;
   kind: TimeEmbedding;
-  /** The matrices of the MLP at the start. Default: xavier-uniform. */
-  initial?: init.Initializer;
+  /** Initial weights of the linears: N(0, std^2); default xavier-uniform. */
+  std?: number;
 }
 
-/** c_noise [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
+/** Noise levels or (fractional) timesteps [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
 export class TimeEmbed extends Module {
   readonly fc1: Linear;
   readonly fc2: Linear;
   private readonly freqs: Tensor;
   private readonly angle: number;
 
-  constructor({ channels, timeDim, kind, initial }: TimeEmbedOptions) {
+  constructor({ channels, timeDim, kind, std }: TimeEmbedOptions) {
     super();
     const half = channels / 2;
     if (kind === 'fourier') {
       this.freqs = this.buffer('freqs', init.normal([half], 16));
       this.angle = 2 * Math.PI;
     } else {
-      this.freqs = keep(tensor(kind === 'timestep' ? timestepFrequencies(half) : positionalFrequencies(half)));
+      this.freqs = keep(tensor(Float32Array.from({ length: half }, (_, k) => frequency(k, half, kind))));
       this.angle = 1;
     }
-    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim, { initial }));
-    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim, { initial }));
+    this.fc1 = this.child('mlp.0', new Linear(channels, timeDim, { std }));
+    this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim, { std }));
   }
 
-  /** cNoise [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
-  forward(cNoise: Tensor): Tensor {
+  /** level [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
+  forward(level: Tensor): Tensor {
     return scope(() => {
       const features = noGrad(() => {
-        const angles = affine(mul(reshape(cNoise, [cNoise.size, 1]), this.freqs), this.angle, 0);
+        const angles = affine(mul(reshape(level, [level.size, 1]), this.freqs), this.angle, 0);
         return concat([cos(angles), sin(angles)], 1);
       });
       return this.fc2.forward(this.fc1.forward(features, { activation: 'silu' }));
@@ -63,16 +63,10 @@ export class TimeEmbed extends Module {
   }
 }
 
-/** The last frequency is exactly 1/10000 ("endpoint" in EDM's code). */
-function positionalFrequencies(half: number): Float32Array {
-  return Float32Array.from({ length: half }, (_, k) => 10000 ** (-k / Math.max(half - 1, 1)));
-}
-
-/** exp(-ln(10000) k / half), rounded to f32 where guided-diffusion's f32 code rounds: at t = 1000 the last bit shows. */
-function timestepFrequencies(half: number): Float32Array {
-  const { fround, log, exp } = Math;
-  const slope = fround(-log(10000));
-  return Float32Array.from({ length: half }, (_, k) => exp(fround(fround(slope * k) / half)));
+function frequency(k: number, half: number, kind: 'positional' | 'timestep'): number {
+  if (kind === 'positional') return 10000 ** (-k / Math.max(half - 1, 1));
+  // With every step in float32, as models were trained: times 1000, another last digit shows in the features.
+  return Math.exp(Math.fround(Math.fround(-Math.log(10000)) * k) / half);
 }
 
 /** Options of {@link LabelEmbed}. */

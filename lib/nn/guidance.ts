@@ -46,3 +46,17 @@ export function guide(conditional: Tensor, unconditional: Tensor, scale: Tensor,
     return channels < all ? concat([guided, slice(conditional, 1, channels, all)], 1) : guided;
   });
 }
+
+/**
+ * The same for a batch of both, as the released code returns it: output [2B, C, H, W], conditional first -> [2B, ...]
+ * with the guided channels in both halves and the others as each half had them.
+ */
+export function guideHalves(output: Tensor, scale: Tensor, channels: number): Tensor {
+  const [both, all] = output.shape;
+  return scope(() => {
+    const [cond, uncond] = [slice(output, 0, 0, both / 2), slice(output, 0, both / 2, both)];
+    const first = guide(cond, uncond, scale, channels);
+    if (channels === all) return concat([first, first], 0);
+    return concat([first, concat([slice(first, 1, 0, channels), slice(uncond, 1, channels, all)], 1)], 0);
+  });
+}

@@ -22,11 +22,8 @@ export function forLoading<T>(make: () => T, { weights = 'f32' }: { weights?: 'f
   }
 }
 
-/** How a layer makes its weight of a given shape. */
-export type Initializer = (shape: Shape) => Tensor;
-
 /** The matrix of a Linear layer [out, in]. */
-export function linearWeight(shape: Shape, initial: Initializer): Tensor {
+export function linearWeight(shape: Shape, initial: (shape: Shape) => Tensor): Tensor {
   return mode.values ? initial(shape) : zeros(shape, { dtype: mode.weights });
 }
 

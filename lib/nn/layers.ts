@@ -4,21 +4,23 @@ import { conv2d } from '../ops/conv.js';
 import { embedding } from '../ops/index.js';
 import { type LinearOptions, linear } from '../ops/linear.js';
 import { groupNorm } from '../ops/norm.js';
+import type { Shape } from '../shape.js';
 import { ones, type Tensor, zeros } from '../tensor.js';
 import * as init from './init.js';
 import { convLayout, Module } from './module.js';
 
-/** y = x W^T + b on the last axis. weight [out, in] xavier-uniform by default, bias zero. */
+/** y = x W^T + b on the last axis. weight [out, in] xavier-uniform, zero, or with `std` N(0, std^2); bias zero. */
 export class Linear extends Module {
   readonly weight: Tensor;
   readonly bias?: Tensor;
   constructor(
     inFeatures: number,
     outFeatures: number,
-    { bias = true, initial = init.xavierUniform }: { bias?: boolean; initial?: init.Initializer } = {},
+    { bias = true, zero = false, std }: { bias?: boolean; zero?: boolean; std?: number } = {},
   ) {
     super();
     const shape = [outFeatures, inFeatures];
+    const initial = zero ? zeros : std === undefined ? init.xavierUniform : (of: Shape) => init.normal(of, std);
     this.weight = this.parameter('weight', init.linearWeight(shape, initial));
     if (bias) this.bias = this.parameter('bias', zeros([outFeatures]));
   }
@@ -33,8 +35,8 @@ export interface Conv2dLayerOptions {
   kernel?: number;
   stride?: number;
   padding?: number;
-  /** The weight at the start, [out, k, k, in]. Default: PyTorch's. */
-  initial?: init.Initializer;
+  /** Start from zero weights. Default false. */
+  zero?: boolean;
 }
 
 /** Convolution on NHWC. weight [out, k, k, in] in memory ([out, in, k, k] in state dicts), PyTorch's default init, bias zero. */
@@ -46,9 +48,9 @@ export class Conv2d extends Module {
   /** Defaults: kernel 3, stride 1, padding (kernel - 1) / 2. */
   constructor(inChannels: number, outChannels: number, options: Conv2dLayerOptions = {}) {
     super();
-    const { kernel = 3, stride = 1, padding = Math.floor((kernel - 1) / 2), initial = init.fanInUniform } = options;
+    const { kernel = 3, stride = 1, padding = Math.floor((kernel - 1) / 2), zero = false } = options;
     const shape = [outChannels, kernel, kernel, inChannels];
-    this.weight = this.parameter('weight', initial(shape), convLayout);
+    this.weight = this.parameter('weight', zero ? zeros(shape) : init.fanInUniform(shape), convLayout);
     this.bias = this.parameter('bias', zeros([outChannels]));
     this.stride = stride;
     this.padding = padding;

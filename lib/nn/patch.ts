@@ -1,60 +1,67 @@
-/** Images to tokens and back, and the fixed sin-cos position table (ViT, DiT; SPEC section 3). */
-import { OptionError } from '../errors.js';
+/** From latents to tokens and back: patch embedding, unpatchify, and the fixed table of positions (DiT, ViT). */
 import { permute, reshape } from '../ops/index.js';
+import { linear } from '../ops/linear.js';
 import { scope } from '../scope.js';
-import { type Tensor, tensor } from '../tensor.js';
+import { type Tensor, tensor, zeros } from '../tensor.js';
 import * as init from './init.js';
-import { Conv2d } from './layers.js';
-import { Module } from './module.js';
+import { convLayout, Module } from './module.js';
 
-/** A convolution with stride = kernel = patch: [B, C, S, S] -> tokens [B, (S / p)^2, dim], row by row. State dict: proj. */
+/** Cuts images into p x p patches and projects each: a p x p convolution of stride p. State dict: proj.weight [C, in, p, p], proj.bias. */
 export class PatchEmbed extends Module {
-  private readonly proj: Conv2d;
-  constructor(patchSize: number, inChannels: number, dim: number) {
+  readonly weight: Tensor;
+  readonly bias: Tensor;
+  /** xavier-uniform as a linear of all of a patch's numbers; bias zero. */
+  constructor(
+    private readonly patchSize: number,
+    inChannels: number,
+    dim: number,
+  ) {
     super();
-    // Initialised as the linear map it is.
-    const initial: init.Initializer = ([out, ...rest]) =>
-      scope(() => reshape(init.xavierUniform([out, rest.reduce((a, b) => a * b)]), [out, ...rest]));
-    const options = { kernel: patchSize, stride: patchSize, padding: 0, initial };
-    this.proj = this.child('proj', new Conv2d(inChannels, dim, options));
+    const fanIn = patchSize ** 2 * inChannels;
+    const weight = init.uniform([dim, patchSize, patchSize, inChannels], Math.sqrt(6 / (fanIn + dim)));
+    this.weight = this.parameter('proj.weight', weight, convLayout);
+    this.bias = this.parameter('proj.bias', zeros([dim]));
   }
+
+  /** x [B, in, H, W] -> tokens [B, (H / p)(W / p), C], row-major. */
   forward(x: Tensor): Tensor {
+    const p = this.patchSize;
+    const [batch, channels, height, width] = x.shape;
+    const [h, w] = [height / p, width / p];
     return scope(() => {
-      const map = this.proj.forward(permute(x, [0, 2, 3, 1]));
-      const [batch, height, width, dim] = map.shape;
-      return reshape(map, [batch, height * width, dim]);
+      const patches = permute(reshape(x, [batch, channels, h, p, w, p]), [0, 2, 4, 3, 5, 1]);
+      const rows = reshape(patches, [batch, h * w, p * p * channels]);
+      return linear(rows, reshape(this.weight, [this.weight.shape[0], p * p * channels]), this.bias);
     });
   }
 }
 
-/** Tokens [B, g^2, p p C], channel fastest, of a g x g grid -> image [B, C, g p, g p]. */
-export function unpatchify(tokens: Tensor, patchSize: number): Tensor {
-  const [batch, count, size] = tokens.shape;
-  const grid = Math.sqrt(count);
-  const channels = size / patchSize ** 2;
+/** Tokens [B, side^2, p p C], each a patch with its channels last -> [B, C, side p, side p]. */
+export function unpatchify(tokens: Tensor, side: number, patchSize: number): Tensor {
+  const [batch, , width] = tokens.shape;
+  const channels = width / patchSize ** 2;
   return scope(() => {
-    const patches = reshape(tokens, [batch, grid, grid, patchSize, patchSize, channels]);
-    return reshape(permute(patches, [0, 5, 1, 3, 2, 4]), [batch, channels, grid * patchSize, grid * patchSize]);
+    const patches = reshape(tokens, [batch, side, side, patchSize, patchSize, channels]);
+    return reshape(permute(patches, [0, 5, 1, 3, 2, 4]), [batch, channels, side * patchSize, side * patchSize]);
   });
 }
 
 /**
- * Positions of a grid x grid map [1, grid^2, dim]: the first half of the channels encodes the column, the second the row;
- * in each half sines, then cosines, of frequencies 10000^(-k / (dim / 4)). Throws OptionError unless 4 divides dim.
+ * The 2-D sin-cos table of positions [1, side^2, dim]: the first half of the channels encodes the column, the second
+ * the row; in each, sines and then cosines of position * 10000^(-k / (dim / 4)). dim is a multiple of 4.
  */
-export function sinCosPositions(grid: number, dim: number): Tensor {
-  if (dim % 4 !== 0) throw new OptionError(`sinCosPositions: dim is ${dim}, expected a multiple of 4.`);
+export function sinCosPositions(side: number, dim: number): Tensor {
   const quarter = dim / 4;
-  const values = new Float32Array(grid * grid * dim);
-  for (let token = 0; token < grid * grid; token++) {
-    for (const [half, position] of [token % grid, Math.floor(token / grid)].entries()) {
+  const table = new Float32Array(side ** 2 * dim);
+  for (let position = 0; position < side ** 2; position++) {
+    for (const [half, at] of [position % side, Math.floor(position / side)].entries()) {
       for (let k = 0; k < quarter; k++) {
-        const angle = position * 10000 ** (-k / quarter);
-        const at = token * dim + half * 2 * quarter + k;
-        values[at] = Math.sin(angle);
-        values[at + quarter] = Math.cos(angle);
+        const angle = at * 10000 ** (-k / quarter);
+        const to = position * dim + 2 * half * quarter + k;
+        table[to] = Math.sin(angle);
+        table[to + quarter] = Math.cos(angle);
       }
     }
   }
-  return tensor(values, { shape: [1, grid * grid, dim] });
+  return tensor(table, { shape: [1, side ** 2, dim] });
 }

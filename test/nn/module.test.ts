@@ -246,7 +246,7 @@ t.test('initial values: the right distributions, repeatable by manualSeed', asyn
   near((await statistics(new Conv2d(30, 40).weight)).most, 1 / Math.sqrt(270), 'conv bound 1 / sqrt(fan in)');
   near((await statistics(init.xavierUniform([40, 3, 3, 30]))).most, Math.sqrt(6 / (9 * 70)), 'xavier of a window');
   near((await statistics(new Embedding(100, 200).weight)).std, 0.02, 'embedding deviation');
-  t.strictSame(await statistics(new Conv2d(3, 4, { initial: init.zeros }).weight), { mean: 0, std: 0, most: 0 });
+  t.strictSame(await statistics(new Conv2d(3, 4, { zero: true }).weight), { mean: 0, std: 0, most: 0 });
   manualSeed(1);
   t.strictSame(await new Linear(100, 200).weight.bytes(), await linear.weight.bytes());
 });
