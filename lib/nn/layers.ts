@@ -1,6 +1,6 @@
 /** The plain layers: Linear, Conv2d, GroupNorm, Embedding. */
 import { OptionError } from '../errors.js';
-import { conv2d } from '../ops/conv.js';
+import { type Conv2dOptions, conv2d } from '../ops/conv.js';
 import { embedding } from '../ops/index.js';
 import { type LinearOptions, linear } from '../ops/linear.js';
 import { groupNorm } from '../ops/norm.js';
@@ -34,7 +34,8 @@ export class Linear extends Module {
 export interface Conv2dLayerOptions {
   kernel?: number;
   stride?: number;
-  padding?: number;
+  /** One number, or [top, right, bottom, left]. */
+  padding?: Conv2dOptions['padding'];
   /** Start from zero weights. Default false. */
   zero?: boolean;
 }
@@ -44,7 +45,7 @@ export class Conv2d extends Module {
   readonly weight: Tensor;
   readonly bias: Tensor;
   private readonly stride: number;
-  private readonly padding: number;
+  private readonly padding: Conv2dOptions['padding'];
   /** Defaults: kernel 3, stride 1, padding (kernel - 1) / 2. */
   constructor(inChannels: number, outChannels: number, options: Conv2dLayerOptions = {}) {
     super();

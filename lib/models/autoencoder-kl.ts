@@ -1,0 +1,154 @@
+/**
+ * AutoencoderKL: the variational autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752), as Stable Diffusion
+ * trained it and diffusers stores it. Images [B, 3, H, W] in [-1, 1] <-> latents [B, 4, H/8, W/8].
+ *
+ * Latents are not scaled here: a diffusion model works on z scalingFactor, and decode() takes what that divided by
+ * scalingFactor gives. NCHW at the border, NHWC inside.
+ */
+import { z } from 'zod';
+import { OptionError, ShapeError } from '../errors.js';
+import { Conv2d } from '../nn/layers.js';
+import { Module, type StateDict } from '../nn/module.js';
+import { checkShapeOf } from '../ops/check.js';
+import { clamp } from '../ops/elementwise.js';
+import { permute, slice } from '../ops/index.js';
+import type { RandomKey } from '../ops/random.js';
+import { parseOptions } from '../options.js';
+import { scope } from '../scope.js';
+import { format, type Shape } from '../shape.js';
+import type { Tensor } from '../tensor.js';
+import { DiagonalGaussian } from './diagonal-gaussian.js';
+import { type DecodeTiledOptions, decodeTiled } from './tiled-decode.js';
+import { VaeDecoder, VaeEncoder } from './vae-blocks.js';
+
+const count = z.int().min(1);
+
+const configSchema = z.strictObject({
+  /** Channels of the images, in and out. */
+  inChannels: count.default(3),
+  outChannels: count.default(3),
+  latentChannels: count.default(4),
+  /** Channels per resolution; each further one halves the size. */
+  blockOutChannels: z.array(count).min(1).default([128, 256, 512, 512]),
+  /** Residual blocks per resolution of the encoder; the decoder has one more. */
+  layersPerBlock: count.default(2),
+  /** Groups of all GroupNorms. */
+  normNumGroups: count.default(32),
+  /** One over the latents' standard deviation: what a diffusion model multiplies them by. */
+  scalingFactor: z.number().positive().default(0.18215),
+});
+
+/** Options of {@link AutoencoderKL}; plain JSON. The defaults are those of Stable Diffusion's VAE. */
+export type AutoencoderConfig = z.input<typeof configSchema>;
+type Config = z.output<typeof configSchema>;
+
+/** Range of logvar, as diffusers clamps it. */
+const logvarRange = [-30, 20] as const;
+
+export class AutoencoderKL extends Module {
+  /** The validated options with their defaults; new AutoencoderKL(config) makes the same architecture. */
+  readonly config: Readonly<Config>;
+  /** Pixels per latent, along a side. */
+  readonly factor: number;
+  private readonly encoder: VaeEncoder;
+  private readonly decoder: VaeDecoder;
+  private readonly quantConv: Conv2d;
+  private readonly postQuantConv: Conv2d;
+
+  /** Throws OptionError naming the option: unknown, out of range, or groups that do not divide the channels. */
+  constructor(options: AutoencoderConfig = {}) {
+    super();
+    const config = parseOptions(configSchema, options, 'AutoencoderKL');
+    const { inChannels, outChannels, latentChannels, blockOutChannels, normNumGroups } = config;
+    const uneven = blockOutChannels.find((channels) => channels % normNumGroups !== 0);
+    if (uneven !== undefined) {
+      throw new OptionError(`AutoencoderKL: normNumGroups ${normNumGroups} does not divide ${uneven} channels.`);
+    }
+    this.config = config;
+    this.factor = 2 ** (blockOutChannels.length - 1);
+    const moments = 2 * latentChannels;
+    this.encoder = this.child(
+      'encoder',
+      new VaeEncoder({ ...config, imageChannels: inChannels, latentChannels: moments }),
+    );
+    this.decoder = this.child('decoder', new VaeDecoder({ ...config, imageChannels: outChannels }));
+    this.quantConv = this.child('quant_conv', new Conv2d(moments, moments, { kernel: 1 }));
+    this.postQuantConv = this.child('post_quant_conv', new Conv2d(latentChannels, latentChannels, { kernel: 1 }));
+  }
+
+  /**
+   * The distribution of the latents of images x [B, inChannels, H, W] in [-1, 1]: mean and logvar
+   * [B, latentChannels, H / factor, W / factor]. Throws ShapeError for sizes that `factor` does not divide.
+   */
+  encode(x: Tensor): DiagonalGaussian {
+    const { inChannels, latentChannels } = this.config;
+    const { factor } = this;
+    checkShapeOf('AutoencoderKL.encode', 'x', x, [-1, inChannels, -1, -1]);
+    if (x.shape[2] % factor !== 0 || x.shape[3] % factor !== 0) {
+      throw new ShapeError(`AutoencoderKL.encode: x is ${format(x.shape)}, expected sides that ${factor} divides.`);
+    }
+    const { mean, logvar } = scope(() => {
+      const h = this.quantConv.forward(this.encoder.forward(permute(x, [0, 2, 3, 1])));
+      const moments = permute(h, [0, 3, 1, 2]);
+      return {
+        mean: slice(moments, 1, 0, latentChannels),
+        logvar: clamp(slice(moments, 1, latentChannels), ...logvarRange),
+      };
+    });
+    return new DiagonalGaussian(mean, logvar);
+  }
+
+  /** Latents [B, latentChannels, h, w] -> images [B, outChannels, h factor, w factor], about in [-1, 1]. */
+  decode(latents: Tensor): Tensor {
+    checkShapeOf('AutoencoderKL.decode', 'latents', latents, [-1, this.config.latentChannels, -1, -1]);
+    return scope(() => {
+      const h = this.postQuantConv.forward(permute(latents, [0, 2, 3, 1]));
+      return permute(this.decoder.forward(h), [0, 3, 1, 2]);
+    });
+  }
+
+  /**
+   * For training: encodes, samples, decodes. Returns the images' reconstruction and the posterior, whose kl() is the
+   * other part of the loss. Without a seed in `key` the default generator draws.
+   */
+  forward(x: Tensor, key: Partial<RandomKey> = {}): { reconstruction: Tensor; posterior: DiagonalGaussian } {
+    return scope(() => {
+      const posterior = this.encode(x);
+      return { reconstruction: this.decode(posterior.sample(key)), posterior };
+    });
+  }
+
+  /** decode() for latents of any size in the memory of one tile; see {@link DecodeTiledOptions}. Throws OptionError. */
+  async decodeTiled(latents: Tensor, options: DecodeTiledOptions = {}): Promise<Tensor> {
+    checkShapeOf('AutoencoderKL.decodeTiled', 'latents', latents, [-1, this.config.latentChannels, -1, -1]);
+    return decodeTiled(latents, this.factor, (tile) => this.decode(tile), options);
+  }
+
+  override loadStateDict(state: StateDict, options?: { strict?: boolean }): void {
+    super.loadStateDict(withCurrentNames(state), options);
+  }
+
+  override checkStateDict(state: Readonly<Record<string, { shape: Shape }>>, options?: { strict?: boolean }): void {
+    super.checkStateDict(withCurrentNames(state), options);
+  }
+}
+
+/** Names that older diffusers files have for the attention's layers. */
+const attentionNames: Readonly<Record<string, string>> = {
+  query: 'to_q',
+  key: 'to_k',
+  value: 'to_v',
+  proj_attn: 'to_out.0',
+};
+
+/** The state-dict name of a stored tensor: query, key, value and proj_attn are to_q, to_k, to_v and to_out.0 today. */
+export function autoencoderName(stored: string): string {
+  return stored.replace(
+    /(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)/,
+    (_, before: string, name: string) => before + attentionNames[name],
+  );
+}
+
+function withCurrentNames<T>(state: Readonly<Record<string, T>>): Record<string, T> {
+  return Object.fromEntries(Object.entries(state).map(([name, value]) => [autoencoderName(name), value]));
+}
