@@ -1,4 +1,11 @@
-/** Training runs: the loop, checkpoints, logs, recipes; model files; images from a trained model. */
+/** Training runs: the loop, checkpoints, logs, recipes; model files; autoencoders; images from a trained model. */
+export {
+  autoencoderConfig,
+  autoencoderFiles,
+  autoencoderWeights,
+  loadAutoencoder,
+  saveAutoencoder,
+} from './autoencoder-file.js';
 export {
   type CheckpointState,
   checkpointPath,
