@@ -1,10 +1,21 @@
-/** Data sets of images, and batches of them. */
+/** Data sets of images and of their latents, and batches of them. */
+export { BatchLoader, type LoaderOptions, type LoaderState } from './batch-loader.js';
 export { type Cifar10Options, openCifar10 } from './cifar10.js';
 export { type Dataset, MemoryDataset, type Sample } from './dataset.js';
 export type { EncodedDataset, EncodedOptions } from './encoded.js';
 export { openImageFolder } from './image-folder.js';
 export { imagenetClasses, imagenetLabel } from './imagenet.js';
-export { type Batch, DataLoader, type LoaderOptions, type LoaderState } from './loader.js';
+export {
+  checkShard,
+  type LatentIndex,
+  type LatentSettings,
+  type LatentShard,
+  momentNames,
+  readLatentIndex,
+  writeLatentIndex,
+} from './latent-index.js';
+export { type LatentBatch, LatentDataset, LatentLoader, openLatents } from './latents.js';
+export { type Batch, DataLoader, type DataLoaderOptions, mirror } from './loader.js';
 export { type MnistOptions, openMnist, type Split } from './mnist.js';
 export { type OpenDatasetOptions, openDataset } from './open.js';
 export { openImageZip } from './zip.js';

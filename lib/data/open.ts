@@ -6,6 +6,7 @@ import { isCifar10, openCifar10 } from './cifar10.js';
 import type { Dataset } from './dataset.js';
 import type { EncodedOptions } from './encoded.js';
 import { openImageFolder } from './image-folder.js';
+import { isLatents } from './latent-index.js';
 import { mnistFile, openMnist, type Split } from './mnist.js';
 import { openImageZip } from './zip.js';
 
@@ -41,6 +42,7 @@ export async function openDataset(spec: string, options: OpenDatasetOptions = {}
   if (names.length === 0) {
     throw new DataError(`${spec} is empty; expected images, MNIST's IDX files, or CIFAR-10's binary batches.`);
   }
+  if (isLatents(names)) throw new DataError(`${spec} holds latents, not images; data.openLatents() opens them.`);
   if (mnistFile(spec, 'train', 'images', 3) || mnistFile(spec, 'test', 'images', 3)) {
     return openMnist({ dir: spec, split, size });
   }

@@ -111,13 +111,13 @@ export async function restoreCheckpoint<M extends Module>(
 }
 
 /** Leaves of two JSON values that differ: `training.lr: 0.001 in the checkpoint, 0.0002 now`. */
-export function differences(saved: unknown, now: unknown, path = ''): string[] {
+export function differences(saved: unknown, now: unknown, place = 'the checkpoint', path = ''): string[] {
   if (isObject(saved) && isObject(now)) {
     const keys = [...new Set([...Object.keys(saved), ...Object.keys(now)])].sort();
-    return keys.flatMap((key) => differences(saved[key], now[key], path ? `${path}.${key}` : key));
+    return keys.flatMap((key) => differences(saved[key], now[key], place, path ? `${path}.${key}` : key));
   }
   const [a, b] = [JSON.stringify(saved), JSON.stringify(now)];
-  return a === b ? [] : [`${path}: ${a ?? 'absent'} in the checkpoint, ${b ?? 'absent'} now`];
+  return a === b ? [] : [`${path}: ${a ?? 'absent'} in ${place}, ${b ?? 'absent'} now`];
 }
 
 /** Where the checkpoint of a step lies in a run's folder. */

@@ -1,4 +1,11 @@
-/** Training runs: the loop, checkpoints, logs, recipes; model files; images from a trained model. */
+/** Training runs: the loop, checkpoints, logs, recipes; model files; autoencoders; images from a trained model. */
+export {
+  autoencoderConfig,
+  autoencoderFiles,
+  autoencoderWeights,
+  loadAutoencoder,
+  saveAutoencoder,
+} from './autoencoder-file.js';
 export {
   type CheckpointState,
   checkpointPath,
@@ -19,7 +26,15 @@ export {
   readModelDescription,
   saveModel,
 } from './model-file.js';
-export { type EdmModel, edmObjective, type Objective, type StepKey, type TensorBatch } from './objective.js';
+export {
+  type EdmModel,
+  edmObjective,
+  latentObjective,
+  type Objective,
+  type StepKey,
+  type TensorBatch,
+  uploadBatch,
+} from './objective.js';
 export { planTraining, type Recipe, readRecipe, type TrainingPlan } from './recipe.js';
 export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';
 export { checkSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';

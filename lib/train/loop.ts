@@ -5,7 +5,7 @@
  * A step depends on the weights, its batch, and random streams named by (seed, step) alone, so a run that was stopped
  * and resumed repeats the uninterrupted one bit for bit.
  */
-import type { Batch, LoaderState } from '../data/index.js';
+import type { Batch, LatentBatch, LoaderState } from '../data/index.js';
 import { OptionError, TrainError } from '../errors.js';
 import type { Module } from '../nn/index.js';
 import { defaultGenerator } from '../ops/random.js';
@@ -14,8 +14,8 @@ import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { type Objective, type TensorBatch, uploadBatch } from './objective.js';
 
-/** A source of batches that can be stopped and continued; data.DataLoader is one. */
-export interface BatchSource extends AsyncIterable<Batch> {
+/** A source of batches that can be stopped and continued; data.DataLoader and data.LatentLoader are. */
+export interface BatchSource extends AsyncIterable<Batch | LatentBatch> {
   /** The position after the batches handed out so far; plain JSON. */
   state(): LoaderState;
   restore(state: LoaderState): void;
@@ -151,7 +151,7 @@ export class Trainer<M extends Module> {
   }
 
   /** One step, enqueued. */
-  private enqueue(batch: Batch): InFlight {
+  private enqueue(batch: Batch | LatentBatch): InFlight {
     const { lr, emaDecay = () => 0.9999, gradClip } = this.options;
     const step = this.step + 1;
     const [count] = batch.shape;
@@ -182,6 +182,7 @@ export class Trainer<M extends Module> {
         const last = Math.min(first + microBatch, count);
         const part: TensorBatch = {
           images: batch.images.slice(0, first, last),
+          std: batch.std?.slice(0, first, last),
           labels: batch.labels?.slice(0, first, last),
         };
         const mean = objective(this.model, part, { seed: this.seed, stream, firstSample: first });

@@ -18,7 +18,7 @@ import { checkpointFormat, readCheckpointState } from './checkpoint.js';
 import { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 import { defaultSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';
 
-const modelFormat = 'diffit-model';
+export const modelFormat = 'diffit-model';
 
 const descriptionSchema = z.object({
   /** Class of the network. */

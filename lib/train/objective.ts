@@ -1,24 +1,34 @@
 /** What a training step minimises: a function from model, batch and random key to a scalar loss. */
-import type { Batch } from '../data/index.js';
+import type { Batch, LatentBatch } from '../data/index.js';
 import { type EdmNetwork, edmLoss } from '../diffusion/index.js';
 import type { Module } from '../nn/index.js';
-import { affine, cast } from '../ops/elementwise.js';
+import { add, affine, cast, mul } from '../ops/elementwise.js';
 import { permute } from '../ops/index.js';
 import { randn } from '../ops/random.js';
 import { scope } from '../scope.js';
-import { type Tensor, tensor } from '../tensor.js';
+import { Tensor, tensor } from '../tensor.js';
 
-/** A batch on the device: images [B, C, H, W] in [-1, 1], and labels i64 [B] where the data has them. */
+/** A batch on the device: images [B, C, H, W] in [-1, 1], or latents; and labels i64 [B] where the data has them. */
 export interface TensorBatch {
+  /** Of latents, the means, scaled. */
   images: Tensor;
+  /** Of latents only: the standard deviations, scaled; {@link latentObjective} draws from them. */
+  std?: Tensor;
   labels?: Tensor;
 }
 
-/** Uploads a batch; its bytes 0..255 become x / 127.5 - 1. */
-export function uploadBatch({ images, shape, labels }: Batch): TensorBatch {
+/** Uploads a batch; an image's bytes 0..255 become x / 127.5 - 1, latents are multiplied by their scaling factor. */
+export function uploadBatch(batch: Batch | LatentBatch): TensorBatch {
   return scope(() => {
-    const pixels = permute(cast(tensor(images, { shape }), 'f32'), [0, 3, 1, 2]);
-    return { images: affine(pixels, 1 / 127.5, -1), labels: labels && tensor(labels) };
+    const labels = batch.labels && tensor(batch.labels);
+    if ('images' in batch) {
+      const pixels = permute(cast(tensor(batch.images, { shape: batch.shape }), 'f32'), [0, 3, 1, 2]);
+      return { images: affine(pixels, 1 / 127.5, -1), labels };
+    }
+    const { mean, std, dtype, shape, scalingFactor } = batch;
+    const scaled = (bytes: Uint8Array): Tensor =>
+      affine(cast(Tensor.fromBytes(bytes, { shape, dtype }), 'f32'), scalingFactor, 0);
+    return { images: scaled(mean), std: scaled(std), labels };
   });
 }
 
@@ -32,6 +42,20 @@ export interface StepKey {
 
 /** The loss of a batch, mean over its images: a scalar to call backward() on. */
 export type Objective<M> = (model: M, batch: TensorBatch, key: StepKey) => Tensor;
+
+/** Stream of a step, from its first one, that latents are drawn with. */
+const latentStream = 15;
+
+/** `objective` on latents drawn anew: mean + std noise, scaled. Batches of images pass as they are. */
+export function latentObjective<M>(objective: Objective<M>): Objective<M> {
+  return (model, batch, key) => {
+    const { images: mean, std, labels } = batch;
+    if (!std) return objective(model, batch, key);
+    const { seed, stream, firstSample } = key;
+    const noise = randn(mean.shape, { seed, stream: stream + latentStream, firstSample, device: mean.device });
+    return objective(model, { images: add(mean, mul(std, noise)), labels }, key);
+  };
+}
 
 /** A network that EDM can train: labels are passed on when it has classes. */
 export interface EdmModel extends Module, EdmNetwork {

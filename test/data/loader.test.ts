@@ -1,6 +1,6 @@
 import t from 'tap';
 import { type Dataset, MemoryDataset } from '../../lib/data/dataset.js';
-import { type Batch, DataLoader, type LoaderOptions } from '../../lib/data/loader.js';
+import { type Batch, DataLoader, type DataLoaderOptions as LoaderOptions } from '../../lib/data/loader.js';
 
 /** Images of 1 x 2 x 3 whose bytes start with their index. */
 function numbered(length: number): MemoryDataset {
