@@ -245,6 +245,9 @@ export class Tensor implements Disposable {
   neg(): Tensor {
     return elementwise.affine(this, -1, 0);
   }
+  abs(): Tensor {
+    return elementwise.unary('abs', this);
+  }
   square(): Tensor {
     return elementwise.unary('square', this);
   }

@@ -16,7 +16,7 @@ import {
 } from './safetensors-format.js';
 
 /** Bytes that may wait for the device at a time: it keeps a copy of each until it gets there. */
-const aheadBytes = 64 << 20;
+const aheadBytes = 16 << 20;
 
 export interface LoadSafetensorsOptions {
   /** Where the tensors go. Default: defaultDevice(). */
