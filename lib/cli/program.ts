@@ -39,6 +39,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
   const program = new Command('diffit')
     .description('Diffusion vision transformers: train them, sample from them.')
     .version(packageVersion())
+    .enablePositionalOptions() // options of "data encode" are not those of "data"
     .exitOverride()
     .configureOutput({
       writeOut: (text) => streams.stdout.write(text),
@@ -129,7 +130,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--size <n>', 'scale and crop images to squares of this side', integer(1))
     .option('--num <n>', 'images in the grid', integer(1), 64)
     .option('--out <file>', 'PNG with the first images in a grid')
-    .enablePositionalOptions(); // what follows "encode" is its own
+    .enablePositionalOptions();
 
   command<import('./encode.js').EncodeOptions>(
     'encode',
