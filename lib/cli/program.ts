@@ -39,6 +39,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
   const program = new Command('diffit')
     .description('Diffusion vision transformers: train them, sample from them.')
     .version(packageVersion())
+    .enablePositionalOptions() // options of "data encode" are not those of "data"
     .exitOverride()
     .configureOutput({
       writeOut: (text) => streams.stdout.write(text),
@@ -51,8 +52,9 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     name: string,
     description: string,
     action: (options: T, terminal: Terminal, argument: string) => Promise<number>,
+    parent = program,
   ): Command =>
-    program
+    parent
       .command(name)
       .description(description)
       .option('--json', 'print machine-readable JSON on stdout')
@@ -119,7 +121,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--out-dir <dir>', 'folder for single PNGs')
     .option('--npz <file>', "batch in guided-diffusion's layout: arr_0 uint8 [N, H, W, C], arr_1 labels");
 
-  command<import('./data.js').DataOptions>(
+  const data = command<import('./data.js').DataOptions>(
     'data',
     'Look at a data set: size, classes, a grid of its images.',
     async (options, terminal, path) => (await import('./data.js')).data(path, options, terminal),
@@ -127,7 +129,24 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .argument('<path>', 'a folder of images, a zip, IDX or CIFAR-10 files, or "mnist"')
     .option('--size <n>', 'scale and crop images to squares of this side', integer(1))
     .option('--num <n>', 'images in the grid', integer(1), 64)
-    .option('--out <file>', 'PNG with the first images in a grid');
+    .option('--out <file>', 'PNG with the first images in a grid')
+    .enablePositionalOptions();
+
+  command<import('./encode.js').EncodeOptions>(
+    'encode',
+    'Encode images to latents, for training latent models; run again, it goes on where it stopped.',
+    async (options, terminal) => (await import('./encode.js')).encode(options, terminal),
+    data,
+  )
+    .requiredOption('--data <path>', 'images: a folder, a zip, IDX or CIFAR-10 files, or "mnist"')
+    .requiredOption('--vae <path>', 'the autoencoder: a diffusers folder, a .safetensors file, or hf://OWNER/NAME')
+    .requiredOption('--out <dir>', 'folder of the latents')
+    .option('--size <n>', 'scale and crop images to squares of this side', integer(1), 256)
+    .option('--batch <n>', 'images at a time', integer(1), 8)
+    .option('--flip', 'encode the mirrored images too')
+    .option('--shard-size <n>', 'images per file', integer(1), 4096)
+    .addOption(new Option('--dtype <dtype>', 'how latents are stored').choices(['f16', 'bf16', 'f32']).default('f16'))
+    .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu');
 
   return program;
 }

@@ -13,6 +13,7 @@ export {
   type RunConfig,
   readCheckpointState,
 } from './checkpoint.js';
+export { type EncodeLatentsOptions, encodeLatents } from './encode-latents.js';
 export { checkLabels, type GenerateOptions, generate, imageShape, type LatentDecoder, toPixels } from './generate.js';
 export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 export { readLog } from './log.js';

@@ -6,9 +6,11 @@ import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { run } from '../../lib/cli/program.js';
+import { openLatents, readLatentIndex } from '../../lib/data/index.js';
 import { hostValues, loadImage, readNpz, saveImage } from '../../lib/io/index.js';
+import { AutoencoderKL } from '../../lib/models/index.js';
 import { HostRandom } from '../../lib/random.js';
-import { readCheckpointState, readLog, saveModel } from '../../lib/train/index.js';
+import { readCheckpointState, readLog, saveAutoencoder, saveModel } from '../../lib/train/index.js';
 import { temporaryFolder, tinyConfig, tinyModel } from '../train/fixtures.js';
 
 async function diffit(...argv: string[]): Promise<{ code: number; out: string; err: string }> {
@@ -159,6 +161,14 @@ t.test('train, then sample from what it wrote, then resume', async (t) => {
   }
 });
 
+/** Saves a small autoencoder, which halves the sides of images, and returns its folder. */
+async function tinyVae(folder: string, inChannels: number): Promise<string> {
+  const shape = { latentChannels: 2, blockOutChannels: [4, 4], layersPerBlock: 1, normNumGroups: 2 };
+  using vae = new AutoencoderKL({ inChannels, ...shape });
+  await saveAutoencoder(folder, vae);
+  return folder;
+}
+
 /** The command in a process of its own. */
 function start(...argv: string[]): ChildProcess & { stderr: NonNullable<ChildProcess['stderr']> } {
   const main = fileURLToPath(new URL('../../lib/cli/main.ts', import.meta.url));
@@ -222,6 +232,48 @@ for (const [signal, code] of [
     t.match(said.join(''), new RegExp(`Stopped after step ${step}`));
   });
 }
+
+t.test('data encode: latents of images, refused when settings differ', async (t) => {
+  const { folder, data } = await workplace(t);
+  const vae = await tinyVae(join(folder, 'vae'), 3);
+  const out = join(folder, 'latents');
+  const argv = ['data', 'encode', '--data', data, '--vae', vae, '--out', out, '--size', '16'];
+  const { code, out: json } = await diffit(...argv, '--json', '--shard-size', '8');
+  t.equal(code, 0);
+  t.match(JSON.parse(json), { out, images: 12, total: 12, encoded: 12 });
+  const { settings, length } = await openLatents(out);
+  t.match(settings, { latentShape: [2, 8, 8], classNames: ['cat', 'dog', 'eel'], dtype: 'f16', mirrored: false });
+  t.equal(length, 12);
+  t.match(await diffit(...argv), { code: 0, out: /latents of 12 images, 0 of them/, err: /Encoding 12\/12/ });
+  t.match(await diffit(...argv, '--flip'), { code: 1, err: /mirrored: false in the folder, true now/ });
+  t.match(await diffit(...argv, '--size', '15'), { code: 2, err: /these are 15 x 15/ });
+  t.match(await diffit(...argv, '--vae', data), {
+    code: 1,
+    err: /is no VAE: it has no config\.json; expected a folder with config\.json and diffusion_pytorch_model/,
+  });
+  t.match(await diffit('data', 'encode', '--data', data), { code: 2, err: /required option '--vae <path>'/ });
+  t.match(await diffit('data', out), { code: 1, err: /holds latents, not images/ });
+});
+
+t.test('SIGINT while encoding: a shorter shard, and the next run goes on behind it', async (t) => {
+  const { folder } = await workplace(t);
+  const vae = await tinyVae(join(folder, 'vae'), 1);
+  const out = join(folder, 'latents');
+  const argv = ['data', 'encode', '--data', 'mnist', '--vae', vae, '--out', out, '--size', '32', '--batch', '2'];
+  const child = start(...argv, '--shard-size', '50');
+  const said: string[] = [];
+  child.stderr.on('data', (text: string) => said.push(text));
+  const exited = new Promise((resolve) => child.on('exit', (...status) => resolve(status)));
+  const shards = async () => (await readLatentIndex(out).catch(() => undefined))?.shards ?? [];
+  while ((await shards()).length < 2 && child.exitCode === null) await setTimeout(50);
+  child.kill('SIGINT');
+  t.same(await exited, [130, null], said.join(''));
+  const written = await shards();
+  const images = written.reduce((sum, shard) => sum + shard.images, 0);
+  t.ok(written.slice(0, -1).every((shard) => shard.images === 50));
+  t.match(said.join(''), new RegExp(`Stopped after ${images} of 60000 images`));
+  t.same(readdirSync(out).filter((name) => name.startsWith('shard')).length, written.length);
+});
 
 t.test('exit codes of the process itself', async (t) => {
   const exitOf = (...argv: string[]): Promise<number> =>
