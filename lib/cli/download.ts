@@ -1,6 +1,8 @@
-/** Files that may lie on the hub: fetched with a progress bar, or taken as they are. */
+/** Files that may lie on the hub: fetched with a progress bar, or taken as they are; and autoencoders from them. */
 import { dirname } from 'node:path';
 import { hubFile, isHubAddress } from '../io/index.js';
+import type { AutoencoderKL } from '../models/index.js';
+import { autoencoderFiles, loadAutoencoder } from '../train/index.js';
 import type { Progress, Terminal } from './terminal.js';
 
 const mebibyte = 2 ** 20;
@@ -33,4 +35,14 @@ export async function localFolder(
   const paths: string[] = [];
   for (const file of files) paths.push(await localFile(`${address.replace(/\/$/, '')}/${file}`, terminal, signal));
   return dirname(paths[0]);
+}
+
+/** The autoencoder of a --vae option: a diffusers folder, a file, or hf://OWNER/NAME; undefined without one. */
+export async function openVae(
+  address: string | undefined,
+  terminal: Terminal,
+  signal: AbortSignal = new AbortController().signal,
+): Promise<AutoencoderKL | undefined> {
+  if (address === undefined) return undefined;
+  return loadAutoencoder(await localFolder(address, autoencoderFiles, terminal, signal), { signal });
 }

@@ -2,8 +2,9 @@
 import '../autograd.js';
 import { type LatentSettings, openDataset } from '../data/index.js';
 import { setDefaultDevice } from '../device.js';
-import { autoencoderFiles, encodeLatents, loadAutoencoder } from '../train/index.js';
-import { localFolder } from './download.js';
+import type { AutoencoderKL } from '../models/index.js';
+import { encodeLatents } from '../train/index.js';
+import { openVae } from './download.js';
 import { interruptible } from './interrupt.js';
 import { ensureWritableFolder } from './output.js';
 import type { Terminal } from './terminal.js';
@@ -32,7 +33,7 @@ export async function encode(
     await ensureWritableFolder(out);
     const message = 'Finishing the batch and writing a shard (again to stop at once).';
     return await interruptible(terminal, message, async (signal) => {
-      const vae = await loadAutoencoder(await localFolder(address, autoencoderFiles, terminal, signal), { signal });
+      const vae = (await openVae(address, terminal, signal)) as AutoencoderKL;
       const total = dataset.length;
       const progress = await terminal.progress('Encoding', total);
       const started = performance.now();

@@ -82,7 +82,15 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--seed <n>', 'names all random numbers of the run', integer(0), 0)
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
     .option('--checkpoint-every <n>', 'steps between checkpoints', integer(1), 1000)
-    .option('--sample-every <n>', 'steps between sample grids; 0 for none', integer(0), 1000)
+    .option(
+      '--vae <path>',
+      "turns a latent model's samples into images, for --sample-every: a diffusers folder, or hf://OWNER/NAME",
+    )
+    .option(
+      '--sample-every <n>',
+      'steps between sample grids; 0 for none (default: 1000; latent models without --vae: 0)',
+      integer(0),
+    )
     .option('--out <dir>', 'folder of the run', 'out')
     .option('--resume', 'go on from the newest checkpoint in the folder');
 

@@ -8,7 +8,7 @@ import { imagenetClasses, imagenetLabel } from '../data/index.js';
 import { setDefaultDevice } from '../device.js';
 import { FileError, OptionError } from '../errors.js';
 import { imageGrid, saveImage, writeImageNpz } from '../io/index.js';
-import { type DiffusionModel, preset as presetNamed } from '../models/index.js';
+import { type AutoencoderKL, type DiffusionModel, LatentTransformer, preset as presetNamed } from '../models/index.js';
 import {
   checkLabels,
   checkSampler,
@@ -18,7 +18,7 @@ import {
   parseSampler,
   type SamplerSettings,
 } from '../train/index.js';
-import { localFile } from './download.js';
+import { localFile, openVae } from './download.js';
 import { interruptible } from './interrupt.js';
 import { ensureWritableFile, ensureWritableFolder } from './output.js';
 import type { Terminal } from './terminal.js';
@@ -70,12 +70,20 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
   return interruptible(terminal, 'Stopping.', async (signal) => {
     const file = await localFile(address, terminal, signal);
     const { model, description } = await load(file, options.weights, terminal, signal);
+    let vae: AutoencoderKL | undefined;
     try {
       const sampler = samplerOf(options, description.sampler);
       checkSampler(model, sampler);
-      await draw({ ...options, out }, { model, sampler, file }, terminal, signal);
+      if (model instanceof LatentTransformer && options.vae === undefined) {
+        throw new OptionError(
+          'This model makes latents; give --vae PATH, a diffusers folder, or --vae hf://stabilityai/sd-vae-ft-ema.',
+        );
+      }
+      vae = await openVae(options.vae, terminal, signal);
+      await draw({ ...options, out }, { model, sampler, file, vae }, terminal, signal);
     } finally {
       model.dispose();
+      vae?.dispose();
     }
     return 0;
   });
@@ -84,7 +92,7 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
 /** Draws the images and writes them, batch by batch as they come. */
 async function draw(
   { seed, batch, out, outDir, npz, ...options }: SampleOptions,
-  { model, sampler, file }: { model: DiffusionModel; sampler: SamplerSettings; file: string },
+  { model, sampler, file, vae }: { model: DiffusionModel; sampler: SamplerSettings; file: string; vae?: AutoencoderKL },
   terminal: Terminal,
   signal: AbortSignal,
 ): Promise<void> {
@@ -93,7 +101,7 @@ async function draw(
   if (out && plan.count > maxGrid) {
     throw new OptionError(`A grid takes at most ${maxGrid} images; write ${plan.count} with --npz or --out-dir.`);
   }
-  const [height, width, channels] = imageShape(model);
+  const [height, width, channels] = imageShape(model, vae);
   const shape = [plan.count, height, width, channels] as const;
   const size = height * width * channels;
   const started = performance.now();
@@ -102,7 +110,8 @@ async function draw(
   const grid = out ? new Uint8Array(plan.count * size) : undefined;
   async function* batches(): AsyncGenerator<Uint8Array> {
     let done = 0;
-    for await (const pixels of generate(model, { count: plan.count, labels, seed, batch, sampler, signal, onStep })) {
+    const { count } = plan;
+    for await (const pixels of generate(model, { count, labels, seed, batch, sampler, vae, signal, onStep })) {
       grid?.set(pixels, done * size);
       for (let i = 0; i < pixels.length / size; i++, done++) {
         if (!outDir) continue;

@@ -3,6 +3,7 @@ import '../autograd.js';
 import { setDefaultDevice } from '../device.js';
 import { OptionError } from '../errors.js';
 import { planTraining, type Recipe, readRecipe, type StepReport, TrainingRun } from '../train/index.js';
+import { openVae } from './download.js';
 import { interruptible } from './interrupt.js';
 import { ensureWritableFolder } from './output.js';
 import type { Terminal } from './terminal.js';
@@ -11,6 +12,7 @@ import type { Terminal } from './terminal.js';
 export interface TrainOptions {
   preset?: string;
   recipe?: string;
+  vae?: string;
   data?: string;
   steps?: number;
   batch?: number;
@@ -19,20 +21,28 @@ export interface TrainOptions {
   seed: number;
   device: string;
   checkpointEvery: number;
-  sampleEvery: number;
+  sampleEvery?: number;
   out: string;
   resume?: boolean;
 }
 
+/** Steps between sample grids. */
+const defaultSampleEvery = 1000;
+
 export async function train(options: TrainOptions, terminal: Terminal): Promise<number> {
-  const { steps, out, seed, resume, checkpointEvery, sampleEvery } = options;
+  const { steps, out, seed, resume, checkpointEvery } = options;
   const plan = planTraining(await recipeOf(options));
+  const canSample = plan.kind === 'ImageDiffiT' || options.vae !== undefined;
+  const sampleEvery = options.sampleEvery ?? (canSample ? defaultSampleEvery : 0);
   if (steps === undefined) throw new OptionError('Give --steps N, the number of optimizer steps.');
   if (plan.data === undefined)
-    throw new OptionError('Give --data PATH: a folder of images, a zip, IDX or CIFAR-10 files, or "mnist".');
+    throw new OptionError(
+      'Give --data PATH: a folder of images, a zip, IDX or CIFAR-10 files, "mnist", or for a latent model what `diffit data encode` made.',
+    );
   setDefaultDevice(options.device);
   await ensureWritableFolder(out);
-  const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery });
+  const vae = await openVae(options.vae, terminal);
+  const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery, vae });
   try {
     const { trainer, dataset } = run;
     const { batch } = plan.training;
@@ -67,6 +77,7 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
     );
   } finally {
     await run.close();
+    vae?.dispose();
   }
 }
 

@@ -7,7 +7,6 @@ export { type AutoencoderConfig, AutoencoderKL, autoencoderName } from './autoen
 export { DiagonalGaussian } from './diagonal-gaussian.js';
 export type { ImageDiffiTConfig } from './image-diffit.js';
 export { type InferredModel, inferLatentModel } from './infer-latent.js';
-export { type LatentPreset, latentPresets } from './latent-presets.js';
 export { type CfgOptions, LatentTransformer, type LatentTransformerConfig } from './latent-transformer.js';
 export { create, type Preset, preset, presets, type TrainingSettings } from './presets.js';
 export { StepNetwork } from './step-network.js';

@@ -3,7 +3,11 @@
  * (section 4 and appendix; where it is silent, EDM's); mnist is a small one that trains in minutes on a laptop.
  */
 import { unknownName } from '../errors.js';
+import { DiT } from './dit.js';
 import { ImageDiffiT, type ImageDiffiTConfig } from './image-diffit.js';
+import { LatentDiffiT } from './latent-diffit.js';
+import { latentPresets } from './latent-presets.js';
+import type { LatentTransformerConfig } from './latent-transformer.js';
 
 /** How a preset is trained. */
 export interface TrainingSettings {
@@ -15,11 +19,13 @@ export interface TrainingSettings {
   lrRampImages: number;
   /** [from, to]: images between which the rate falls to 1% along a half cosine; undefined: it stays. */
   lrDecayImages?: [number, number];
-  /** EMA half-life in images. */
-  emaHalfLifeImages: number;
+  /** EMA half-life in images (EDM); or emaDecay. */
+  emaHalfLifeImages?: number;
+  /** EMA decay per step. */
+  emaDecay?: number;
   /** The half-life is at most this share of the images seen so far; undefined: no ramp-up. */
   emaRampUp?: number;
-  /** Random horizontal flips. */
+  /** Random horizontal flips; of latents, where the mirrored images were encoded too. */
   flip: boolean;
   /** ln(sigma) ~ N(pMean, pStd^2) in training. Defaults: EDM's -1.2 and 1.2. */
   pMean?: number;
@@ -29,16 +35,21 @@ export interface TrainingSettings {
 /** A model by name. */
 export interface Preset {
   name: string;
-  model: ImageDiffiTConfig;
+  /** Class of the network. */
+  kind: 'ImageDiffiT' | 'LatentDiffiT' | 'DiT';
+  /** Its constructor's options. */
+  model: ImageDiffiTConfig | LatentTransformerConfig;
   /** What `diffit train` takes when --data is not given. */
   dataset?: string;
   training: TrainingSettings;
-  sampler: { kind: 'edm'; steps: number; cfgScale?: number };
+  /** See train.SamplerOptions. */
+  sampler: { kind: 'edm' | 'ddpm'; steps: number; cfgScale?: number; scalePow?: number };
 }
 
-export const presets: Readonly<Record<string, Preset>> = {
+const imagePresets = {
   mnist: {
     name: 'mnist',
+    kind: 'ImageDiffiT',
     model: {
       imgResolution: 32,
       inChannels: 1,
@@ -66,6 +77,7 @@ export const presets: Readonly<Record<string, Preset>> = {
   },
   cifar10: {
     name: 'cifar10',
+    kind: 'ImageDiffiT',
     model: {
       imgResolution: 32,
       inChannels: 3,
@@ -88,6 +100,7 @@ export const presets: Readonly<Record<string, Preset>> = {
   },
   ffhq64: {
     name: 'ffhq64',
+    kind: 'ImageDiffiT',
     model: {
       imgResolution: 64,
       inChannels: 3,
@@ -108,7 +121,18 @@ export const presets: Readonly<Record<string, Preset>> = {
     },
     sampler: { kind: 'edm', steps: 40 },
   },
-};
+} satisfies Record<string, Preset>;
+
+export const presets: Readonly<Record<string, Preset>> = { ...imagePresets, ...latentPresets };
+
+/** The network of a preset: typed where its name is a literal. */
+type PresetModel<N extends string> = N extends keyof typeof imagePresets
+  ? ImageDiffiT
+  : N extends keyof typeof latentPresets
+    ? LatentDiffiT
+    : ImageDiffiT | LatentDiffiT | DiT;
+/** Its options. */
+type PresetConfig<N extends string> = N extends keyof typeof imagePresets ? ImageDiffiTConfig : LatentTransformerConfig;
 
 /** A preset by name; throws OptionError with the known names and the closest one. */
 export function preset(name: string): Preset {
@@ -117,6 +141,8 @@ export function preset(name: string): Preset {
 }
 
 /** A new model of a preset, with some of its options replaced. */
-export function create(name: string, overrides: Partial<ImageDiffiTConfig> = {}): ImageDiffiT {
-  return new ImageDiffiT({ ...preset(name).model, ...overrides });
+export function create<N extends string>(name: N, overrides: Partial<PresetConfig<N>> = {}): PresetModel<N> {
+  const { kind, model } = preset(name);
+  const type = { ImageDiffiT, LatentDiffiT, DiT }[kind] as new (options: object) => PresetModel<N>;
+  return new type({ ...model, ...overrides });
 }

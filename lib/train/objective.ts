@@ -1,10 +1,11 @@
 /** What a training step minimises: a function from model, batch and random key to a scalar loss. */
 import type { Batch, LatentBatch } from '../data/index.js';
-import { type EdmNetwork, edmLoss } from '../diffusion/index.js';
+import { type EdmNetwork, edmLoss, type GaussianDiffusion, type GaussianNetwork } from '../diffusion/index.js';
 import type { Module } from '../nn/index.js';
 import { add, affine, cast, mul } from '../ops/elementwise.js';
 import { permute } from '../ops/index.js';
-import { randn } from '../ops/random.js';
+import { type RandomKey, randn } from '../ops/random.js';
+import { HostRandom } from '../random.js';
 import { scope } from '../scope.js';
 import { Tensor, tensor } from '../tensor.js';
 
@@ -72,5 +73,37 @@ export function edmObjective(options: { pMean?: number; pStd?: number; sigmaData
       noise: randn(images.shape, { seed, stream: stream + 1, firstSample, device }),
       labels: model.config.numClasses > 0 ? labels : undefined,
     }).loss;
+  };
+}
+
+/** A network that Gaussian diffusion can train, with MDT's masked pass when it was made with a maskRatio. */
+export interface GaussianModel extends Module, GaussianNetwork {
+  readonly config: { readonly numClasses: number; readonly learnSigma: boolean; readonly maskRatio: number };
+  forwardMasked(x: Tensor, t: Tensor, y: Tensor | undefined, key: RandomKey): Tensor;
+}
+
+/** Streams of a step, from its first one: timesteps, noise, masks. */
+const [timestepStream, noiseStream, maskStream] = [0, 1, 2];
+
+/**
+ * ADM's loss (SPEC section 5) at timesteps drawn uniformly, one per image. A model with a maskRatio adds the loss of the
+ * masked pass, with the same noise and equal weight (MDT, Gao et al. 2023).
+ */
+export function gaussianObjective(ddpm: GaussianDiffusion): Objective<GaussianModel> {
+  return (model, { images, labels }, { seed, stream, firstSample }) => {
+    const random = new HostRandom(seed, stream + timestepStream);
+    const last = firstSample + images.shape[0];
+    const t = Array.from({ length: last }, () => random.integer(ddpm.numTimesteps)).slice(firstSample);
+    const { device } = images;
+    return scope(() => {
+      const noise = randn(images.shape, { seed, stream: stream + noiseStream, firstSample, device });
+      const y = model.config.numClasses > 0 ? labels : undefined;
+      const lossOf = (network: GaussianNetwork): Tensor =>
+        ddpm.trainingLosses(network, images, t, { noise, y }).loss.mean();
+      const loss = lossOf(model);
+      if (model.config.maskRatio === 0) return loss;
+      const key = { seed, stream: stream + maskStream, firstSample };
+      return add(loss, lossOf({ forward: (x, time, labelled) => model.forwardMasked(x, time, labelled, key) }));
+    });
   };
 }

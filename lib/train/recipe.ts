@@ -9,7 +9,7 @@ import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { FileFormatError, OptionError } from '../errors.js';
 import { toFileError } from '../io/files.js';
-import { type ImageDiffiTConfig, preset } from '../models/index.js';
+import { preset } from '../models/index.js';
 import { parseOptions } from '../options.js';
 import { parseSampler, type SamplerSettings } from './sampler-settings.js';
 
@@ -27,21 +27,33 @@ const trainingSchema = z.strictObject({
     .tuple([z.number().min(0), z.number().min(0)])
     .refine(([from, to]) => from < to, 'expected [from, to] with from < to')
     .optional(),
-  /** EMA half-life in images. */
+  /** EMA half-life in images (EDM). */
   emaHalfLifeImages: z.number().min(0).default(500_000),
+  /** EMA decay per step instead. */
+  emaDecay: z.number().min(0).max(1).optional(),
   /** The half-life is at most this share of the images seen so far; absent: no ramp-up. */
   emaRampUp: z.number().positive().optional(),
   /** Random horizontal flips. */
   flip: z.boolean().default(false),
-  /** ln(sigma) ~ N(pMean, pStd^2); EDM's values by default. */
+  /** AdamW's, decoupled. */
+  weightDecay: z.number().min(0).default(0),
+  /** EDM, image-space models: ln(sigma) ~ N(pMean, pStd^2); EDM's values by default. */
   pMean: z.number().default(-1.2),
   pStd: z.number().positive().default(1.2),
+  /** Gaussian diffusion, latent models: weight of a timestep's loss, 'uniform' or 'min-snr-5'. */
+  weighting: z.enum(['uniform', 'min-snr-5']).default('uniform'),
+  /** Latent models: recompute blocks in the backward pass instead of keeping their activations. */
+  gradientCheckpointing: z.boolean().default(false),
   /** Largest L2 norm of all gradients; absent: no clipping. */
   gradClip: z.number().positive().optional(),
 });
 
+const kinds = ['ImageDiffiT', 'LatentDiffiT', 'DiT'] as const;
+
 const recipeSchema = z.strictObject({
   preset: z.string().optional(),
+  /** Class of the network: the preset's, else ImageDiffiT. "DiT" on a latent preset trains the baseline. */
+  kind: z.enum(kinds).optional(),
   model: z.record(z.string(), z.unknown()).optional(),
   data: z.string().optional(),
   training: z.record(z.string(), z.unknown()).optional(),
@@ -54,9 +66,10 @@ export type Recipe = z.input<typeof recipeSchema>;
 /** A recipe with everything filled in. */
 export interface TrainingPlan {
   preset?: string;
+  kind: (typeof kinds)[number];
   /** Checked when the model is made. */
-  model: ImageDiffiTConfig;
-  /** What data.openDataset() takes. */
+  model: Record<string, unknown>;
+  /** What data.openDataset() takes, or for a latent model a folder of latents. */
   data?: string;
   training: z.output<typeof trainingSchema>;
   sampler: SamplerSettings;
@@ -78,15 +91,17 @@ export async function readRecipe(path: string): Promise<Recipe> {
 
 /** A recipe over its preset. Throws OptionError for an unknown preset (with a suggestion) and for a wrong or missing setting. */
 export function planTraining(recipe: Recipe): TrainingPlan {
-  const { preset: name, model, data, training, sampler } = parseOptions(recipeSchema, recipe, 'Recipe');
+  const { preset: name, kind, model, data, training, sampler } = parseOptions(recipeSchema, recipe, 'Recipe');
   const base = name === undefined ? undefined : preset(name);
   if (!base && !model) throw new OptionError('Recipe: a preset or a "model" is needed.');
   const given = Object.fromEntries(Object.entries(training ?? {}).filter(([, value]) => value !== undefined));
+  const defaults = { kind: kind === undefined || kind === 'ImageDiffiT' ? 'edm' : 'ddpm' };
   return {
     ...(name === undefined ? {} : { preset: name }),
-    model: { ...base?.model, ...model } as ImageDiffiTConfig,
+    kind: kind ?? base?.kind ?? 'ImageDiffiT',
+    model: { ...base?.model, ...model },
     data: data ?? base?.dataset,
     training: parseOptions(trainingSchema, { ...base?.training, ...given }, 'Recipe, training'),
-    sampler: parseSampler({ ...base?.sampler, ...sampler }, 'Recipe, sampler'),
+    sampler: parseSampler({ ...(base?.sampler ?? defaults), ...sampler }, 'Recipe, sampler'),
   };
 }

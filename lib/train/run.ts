@@ -8,13 +8,14 @@
  */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DataLoader, type Dataset, openDataset } from '../data/index.js';
+import { DataLoader, type Dataset, type LatentDataset, LatentLoader, openDataset, openLatents } from '../data/index.js';
+import { GaussianDiffusion } from '../diffusion/index.js';
 import { DataError, OptionError, TrainError } from '../errors.js';
 import { makeFolder, toFileError } from '../io/files.js';
 import { imageGrid, saveImage } from '../io/index.js';
-import { ImageDiffiT } from '../models/index.js';
+import { type DiffusionModel, ImageDiffiT, LatentTransformer, modelKinds } from '../models/index.js';
 import { defaultGenerator } from '../ops/random.js';
-import { Adam, edmEmaDecay, type LrSchedule, rampLr } from '../optim/index.js';
+import { AdamW, edmEmaDecay, type LrSchedule, rampLr } from '../optim/index.js';
 import {
   checkpointPath,
   listCheckpoints,
@@ -23,12 +24,12 @@ import {
   restoreCheckpoint,
   saveCheckpoint,
 } from './checkpoint.js';
-import { generate, imageShape } from './generate.js';
+import { generate, imageShape, type LatentDecoder } from './generate.js';
 import { readLog, TrainLog } from './log.js';
-import { type StepReport, Trainer } from './loop.js';
+import { type BatchSource, type StepReport, Trainer } from './loop.js';
 import { lossCurveSvg } from './loss-curve.js';
 import { describeModel, saveModel } from './model-file.js';
-import { edmObjective } from './objective.js';
+import { edmObjective, gaussianObjective, latentObjective, type Objective } from './objective.js';
 import type { TrainingPlan } from './recipe.js';
 import { checkSampler } from './sampler-settings.js';
 
@@ -45,6 +46,8 @@ export interface TrainingRunOptions {
   checkpointEvery?: number;
   /** Steps between sample grids; 0 for none. Default 0. */
   sampleEvery?: number;
+  /** Turns a latent model's samples into images, for sample grids. */
+  vae?: LatentDecoder;
   /** Learning rate by images seen; default the plan's linear ramp. */
   lr?: LrSchedule;
 }
@@ -66,10 +69,10 @@ const sampleCount = 16;
 
 export class TrainingRun {
   private constructor(
-    readonly trainer: Trainer<ImageDiffiT>,
+    readonly trainer: Trainer<DiffusionModel>,
     /** The network whose weights are the moving average. */
-    readonly average: ImageDiffiT,
-    readonly dataset: Dataset,
+    readonly average: DiffusionModel,
+    readonly dataset: Dataset | LatentDataset,
     private readonly log: TrainLog,
     private readonly options: TrainingRunOptions,
     private readonly config: RunConfig,
@@ -80,7 +83,7 @@ export class TrainingRun {
    * FileError, TrainError (there is a run already, or none to resume, or its settings differ).
    */
   static async open(options: TrainingRunOptions): Promise<TrainingRun> {
-    const { plan, out, seed = 0, resume = false } = options;
+    const { plan, out, seed = 0, resume = false, sampleEvery = 0, vae } = options;
     const { training, data } = plan;
     if (data === undefined) throw new OptionError('There is no data to train on: name a data set.');
     const [newest] = (await listCheckpoints(out)).slice(-1);
@@ -89,27 +92,24 @@ export class TrainingRun {
       throw new TrainError(`${out} already holds a run (${newest}): resume it, or choose another folder.`);
     const [model, average] = makeModels(plan, seed);
     checkSampler(model, plan.sampler);
-    const dataset = await openDataset(data, {
-      size: model.config.imgResolution,
-      channels: model.config.inChannels as 1 | 3,
-    });
-    checkDataset(dataset, model, data);
-    const loader = new DataLoader(dataset, { batchSize: training.batch, seed, flip: training.flip ? 0.5 : 0 });
-    const trainer = new Trainer({
+    if (sampleEvery > 0) imageShape(model, vae); // says so when the decoder is missing
+    const { dataset, loader } = await openData(data, model, { batchSize: training.batch, seed, flip: training.flip });
+    const { emaDecay, emaHalfLifeImages: halfLifeImages, emaRampUp: rampUp = null } = training;
+    const trainer = new Trainer<DiffusionModel>({
       model,
       average,
       loader,
       seed,
-      optimizer: new Adam(model.namedParameters(), { lr: training.lr, finiteOnly: true }),
-      objective: edmObjective({ pMean: training.pMean, pStd: training.pStd }),
+      optimizer: new AdamW(model.namedParameters(), {
+        lr: training.lr,
+        weightDecay: training.weightDecay,
+        finiteOnly: true,
+      }),
+      objective: objectiveOf(model, training),
       lr:
         options.lr ??
         rampLr(training.lr, training.lrRampImages, { decay: training.lrDecayImages, final: training.lr / 100 }),
-      emaDecay: (images, batch) =>
-        edmEmaDecay(images, batch, {
-          halfLifeImages: training.emaHalfLifeImages,
-          rampUp: training.emaRampUp ?? null,
-        }),
+      emaDecay: (images, batch) => emaDecay ?? edmEmaDecay(images, batch, { halfLifeImages, rampUp }),
       microBatch: training.microBatch,
       gradClip: training.gradClip,
     });
@@ -156,7 +156,7 @@ export class TrainingRun {
   /** Frees everything but the model that was averaged. */
   async close(): Promise<void> {
     await this.log.close();
-    this.dataset.close?.();
+    if ('close' in this.dataset) this.dataset.close?.();
     this.trainer.optimizer.dispose();
     this.trainer.model.dispose();
     this.average.dispose();
@@ -174,16 +174,17 @@ export class TrainingRun {
   /** A grid of the averaged model's images; the same noise every time, so that one sees them become clear. */
   private async samples({ signal, onFile }: TrainCallbacks): Promise<void> {
     const { average } = this;
-    const { sampler } = this.options.plan;
+    const { vae, plan } = this.options;
+    const { sampler } = plan;
     const { numClasses } = average.config;
     const rows = Math.min(numClasses, 10);
     const count = rows > 0 ? rows * sampleColumns : sampleCount;
     const labels = rows > 0 ? Array.from({ length: count }, (_, i) => Math.floor(i / sampleColumns)) : undefined;
-    const [height, width, channels] = imageShape(average);
+    const [height, width, channels] = imageShape(average, vae);
     const pixels = new Uint8Array(count * height * width * channels);
     let filled = 0;
     try {
-      for await (const part of generate(average, { count, labels, sampler, signal })) {
+      for await (const part of generate(average, { count, labels, sampler, vae, signal })) {
         pixels.set(part, filled);
         filled += part.length;
       }
@@ -200,23 +201,59 @@ export class TrainingRun {
 }
 
 /** The network and its average, with initial weights that depend on the seed alone. */
-function makeModels({ model }: TrainingPlan, seed: number): [ImageDiffiT, ImageDiffiT] {
+function makeModels({ kind, model, training }: TrainingPlan, seed: number): [DiffusionModel, DiffusionModel] {
+  const type = modelKinds[kind] as new (config: object) => DiffusionModel;
   const before = defaultGenerator.state();
   defaultGenerator.restore({ seed, stream: 0 });
   try {
-    return [new ImageDiffiT(model), new ImageDiffiT(model)];
+    const [network, average] = [new type(model), new type(model)];
+    if (network instanceof LatentTransformer) network.gradientCheckpointing = training.gradientCheckpointing;
+    return [network, average];
   } finally {
     defaultGenerator.restore(before);
   }
 }
 
-function checkDataset(dataset: Dataset, model: ImageDiffiT, data: string): void {
-  const { numClasses } = model.config;
-  const [given, expected] = [dataset.imageShape.join(' x '), imageShape(model).join(' x ')];
-  if (given !== expected) throw new DataError(`${data} has images of ${given}, this model makes ${expected}.`);
-  if (numClasses === 0) return;
-  if (dataset.numClasses === 0) throw new DataError(`${data} has no labels, and this model has ${numClasses} classes.`);
-  if (dataset.numClasses > numClasses) {
-    throw new DataError(`${data} has ${dataset.numClasses} classes, this model ${numClasses}.`);
+/** EDM's loss for image-space models, Gaussian diffusion's for latent ones. */
+function objectiveOf(
+  model: DiffusionModel,
+  { pMean, pStd, weighting }: TrainingPlan['training'],
+): Objective<DiffusionModel> {
+  if (model instanceof ImageDiffiT) return edmObjective({ pMean, pStd }) as Objective<DiffusionModel>;
+  const ddpm = new GaussianDiffusion({ learnSigma: model.config.learnSigma, weighting });
+  return latentObjective(gaussianObjective(ddpm) as Objective<DiffusionModel>);
+}
+
+/** The images, or for a latent model the folder of latents, and batches of them. Throws DataError when they do not fit. */
+async function openData(
+  data: string,
+  model: DiffusionModel,
+  { flip, ...options }: { batchSize: number; seed: number; flip: boolean },
+): Promise<{ dataset: Dataset | LatentDataset; loader: BatchSource }> {
+  if (model instanceof ImageDiffiT) {
+    const { imgResolution: size, inChannels } = model.config;
+    const dataset = await openDataset(data, { size, channels: inChannels as 1 | 3 });
+    checkFits(data, dataset.imageShape, imageShape(model), dataset.numClasses, model);
+    return { dataset, loader: new DataLoader(dataset, { ...options, flip: flip ? 0.5 : 0 }) };
   }
+  const dataset = await openLatents(data);
+  const { latentShape, numClasses, mirrored } = dataset.settings;
+  const { inChannels, inputSize } = model.config;
+  checkFits(data, latentShape, [inChannels, inputSize, inputSize], numClasses, model);
+  return { dataset, loader: new LatentLoader(dataset, { ...options, flip: flip && mirrored ? 0.5 : 0 }) };
+}
+
+function checkFits(
+  data: string,
+  given: readonly number[],
+  expected: readonly number[],
+  classes: number,
+  { config: { numClasses } }: DiffusionModel,
+): void {
+  if (String(given) !== String(expected)) {
+    throw new DataError(`${data} has samples of ${given.join(' x ')}, this model makes ${expected.join(' x ')}.`);
+  }
+  if (numClasses === 0) return;
+  if (classes === 0) throw new DataError(`${data} has no labels, and this model has ${numClasses} classes.`);
+  if (classes > numClasses) throw new DataError(`${data} has ${classes} classes, this model ${numClasses}.`);
 }

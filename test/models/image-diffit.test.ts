@@ -154,15 +154,18 @@ function countParameters(config: ImageDiffiTConfig): number {
 
 t.test('presets have as many parameters as their description adds up to', async (t) => {
   const before = memory('cpu').liveBuffers;
-  for (const { name, model: config } of Object.values(presets)) {
+  for (const name of ['mnist', 'cifar10', 'ffhq64'] as const) {
     using model = create(name);
-    const expected = countParameters(config);
+    const expected = countParameters(presets[name].model as ImageDiffiTConfig);
     t.equal(model.parameterCount(), expected, `${name}: ${expected} parameters`);
   }
   t.equal(memory('cpu').liveBuffers, before, 'disposing a model frees all of it');
   using labelled = create('mnist', { numClasses: 3, baseChannels: 16 });
   t.equal(labelled.config.numClasses, 3);
-  t.equal(labelled.parameterCount(), countParameters({ ...presets.mnist.model, numClasses: 3, baseChannels: 16 }));
+  t.equal(
+    labelled.parameterCount(),
+    countParameters({ ...(presets.mnist.model as ImageDiffiTConfig), numClasses: 3, baseChannels: 16 }),
+  );
   const { config } = labelled;
   using again = new ImageDiffiT(JSON.parse(JSON.stringify(config)));
   t.strictSame(again.config, config, 'the config is plain JSON that makes the same model');

@@ -117,7 +117,7 @@ t.test('what a run refuses', async (t) => {
   });
   await t.rejects(open({ model: { ...tinyConfig, inChannels: 3, imgResolution: 32 }, data: 'mnist' }), {
     name: 'DataError',
-    message: 'mnist has images of 32 x 32 x 1, this model makes 32 x 32 x 3.',
+    message: 'mnist has samples of 32 x 32 x 1, this model makes 32 x 32 x 3.',
   });
   await t.rejects(open({ model: { ...tinyConfig, windowSize: 3 } }), { name: 'OptionError', message: /windowSize 3/ });
   t.notOk(existsSync(join(out, 'log.jsonl')));
