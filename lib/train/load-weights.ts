@@ -6,9 +6,8 @@ import { type DeviceName, defaultDevice } from '../device.js';
 import { FileFormatError } from '../errors.js';
 import { forEachTensor, type LoadSafetensorsOptions, readSafetensorsHeader } from '../io/index.js';
 import type { Module } from '../nn/index.js';
-import { affine, unary } from '../ops/elementwise.js';
-import { concat, reshape } from '../ops/index.js';
-import { max } from '../ops/reduce.js';
+import { concat } from '../ops/index.js';
+import { squareSum } from '../optim/index.js';
 import { noGrad, scope } from '../scope.js';
 import type { Shape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -49,23 +48,23 @@ export async function loadWeights(
     return name !== undefined && wanted.has(name) ? name : undefined;
   };
   return scope(async () => {
-    const checks: { name: string; broken: Tensor }[] = [];
+    const checks: { name: string; sum: Tensor }[] = [];
     const metadata = await forEachTensor(
       path,
       (stored, tensor) => {
         const name = target(stored) as string;
         model.loadStateDict({ [name]: tensor }, { strict: false });
-        if (tensor.size > 0) checks.push({ name, broken: anyNotFinite(tensor) });
+        if (tensor.size > 0) checks.push({ name, sum: finiteness(tensor) });
         tensor.dispose();
       },
       { ...rest, device, filter: (stored) => target(stored) !== undefined },
     );
     if (checks.length === 0) return metadata;
-    const flags = await concat(
-      checks.map(({ broken }) => broken),
+    const sums = await concat(
+      checks.map(({ sum }) => sum),
       0,
     ).data();
-    const broken = checks.filter((_, i) => flags[i] !== 0).map(({ name }) => name);
+    const broken = checks.filter((_, i) => !Number.isFinite(Number(sums[i]))).map(({ name }) => name);
     if (broken.length > 0) {
       const more = broken.length > maxNames ? `, and ${broken.length - maxNames} more` : '';
       const names = `${broken.slice(0, maxNames).join(', ')}${more}`;
@@ -75,7 +74,7 @@ export async function loadWeights(
   });
 }
 
-/** [1]: 1 when a number of x is NaN or infinite. */
-function anyNotFinite(x: Tensor): Tensor {
-  return noGrad(() => scope(() => max(affine(unary('isFinite', reshape(x.to('f32'), [1, x.size])), -1, 1), 1)));
+/** [1]: not finite when a number of x is not (or when they are so large that their squares overflow: as useless). */
+function finiteness(x: Tensor): Tensor {
+  return noGrad(() => scope(() => squareSum([x.to('f32')])));
 }

@@ -5,13 +5,9 @@
 namespace diffit {
 
 size_t Pool::blockSize(size_t bytes) {
-  constexpr size_t kLarge = (size_t)16 << 20, kLargeStep = (size_t)2 << 20;
+  constexpr size_t kLargestStep = (size_t)512 << 10;
   size_t step = DIFFIT_ALIGNMENT;
-  if (bytes >= kLarge) {
-    step = kLargeStep;
-  } else {
-    while (step * 16 < bytes) step *= 2; /* 8 step < bytes <= 16 step */
-  }
+  while (step * 32 < bytes && step < kLargestStep) step *= 2; /* rounds up by less than a sixteenth */
   const size_t block = (bytes + step - 1) / step * step;
   return block ? block : step;
 }
