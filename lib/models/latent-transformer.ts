@@ -314,11 +314,13 @@ export abstract class LatentTransformer extends Module {
     { token, projections }: Condition,
     kept?: TokenSubset,
   ): Tensor {
+    const pairs = kept ? [kept.pairs] : [];
     for (let i = first; i < last; i++) {
-      const run = (x: Tensor, time: Tensor): Tensor =>
-        this.blocks.at(i).forward(x, time, { projected: projections !== undefined, kept });
+      const run = (x: Tensor, time: Tensor, ...rest: Tensor[]): Tensor =>
+        this.blocks.at(i).forward(x, time, { projected: projections !== undefined, pairs: rest[0] });
       const time = projections ? projections[i] : (token as Tensor);
-      const next = this.gradientCheckpointing ? checkpoint(run, h, time) : run(h, time);
+      // Everything the second run needs goes in as an input, which the tape keeps.
+      const next = this.gradientCheckpointing ? checkpoint(run, h, time, ...pairs) : run(h, time, ...pairs);
       h.dispose();
       h = next;
     }

@@ -13,7 +13,7 @@ import type { Tensor } from '../tensor.js';
 import * as init from './init.js';
 import { Linear } from './layers.js';
 import { Module } from './module.js';
-import { subsetAttention, type TokenSubset } from './token-subset.js';
+import { subsetAttention } from './token-subset.js';
 
 /** How the time token reaches the attention; the paper's ablations (Tables 5 and 6) switch it. */
 export type AttentionConditioning =
@@ -46,8 +46,8 @@ export interface AttendOptions {
   residual?: Tensor;
   /** `time` is already the output of qkv_temb, [B, 3C]: see {@link TMSA.project}. */
   projected?: boolean;
-  /** x holds some tokens of the window only, [B, K, C]: where they stand. */
-  kept?: TokenSubset;
+  /** x holds some tokens of the window only, [B, K, C]: TokenSubset.pairs, i64 [B, K, K]. */
+  pairs?: Tensor;
 }
 
 export class TMSA extends Module {
@@ -82,10 +82,10 @@ export class TMSA extends Module {
    * x [B, H, W, C], or [B, N, C] with N = windowSize^2; time token [B, timeDim]. Returns the shape of x. Throws
    * OptionError when the window does not divide the map.
    */
-  forward(x: Tensor, time?: Tensor, { residual, projected = false, kept }: AttendOptions = {}): Tensor {
+  forward(x: Tensor, time?: Tensor, { residual, projected = false, pairs }: AttendOptions = {}): Tensor {
     const { dim, numHeads: heads, windowSize } = this.options;
     const [height, width] = x.ndim === 4 ? x.shape.slice(1, 3) : [windowSize, windowSize];
-    const tokens = kept ? kept.positions.shape[1] : windowSize ** 2;
+    const tokens = pairs ? pairs.shape[1] : windowSize ** 2;
     if (x.ndim < 3 || x.ndim > 4 || x.shape[x.ndim - 1] !== dim || (x.ndim === 3 && x.shape[1] !== tokens)) {
       throw new ShapeError(
         `TMSA: x is ${format(x.shape)}, expected [B, H, W, ${dim}] or [B, ${tokens}, ${dim}] (a ${windowSize}x${windowSize} window).`,
@@ -94,8 +94,8 @@ export class TMSA extends Module {
     return scope(() => {
       const qkv = this.qkv.forward(x);
       const condition = this.condition(x.shape[0], time, projected);
-      const y = kept
-        ? subsetAttention(qkv, kept, { heads, ...condition })
+      const y = pairs
+        ? subsetAttention(qkv, pairs, { heads, ...condition })
         : attention(reshape(qkv, [x.shape[0], height, width, 3 * dim]), {
             heads,
             window: [windowSize, windowSize],

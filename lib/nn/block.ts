@@ -33,7 +33,7 @@ export interface TransformerBlockOptions {
 }
 
 /** Options of {@link TransformerBlock.forward}; see {@link AttendOptions}. */
-export type BlockOptions = Pick<AttendOptions, 'projected' | 'kept'>;
+export type BlockOptions = Pick<AttendOptions, 'projected' | 'pairs'>;
 
 /** Two linears with GELU (tanh form) between. State dict: fc1, fc2, and temb when the time token enters here. */
 class MLP extends Module {

@@ -123,14 +123,10 @@ export interface SubsetAttentionOptions {
 }
 
 /**
- * The attention operation among the kept tokens: qkv [B, K, 3C] -> [B, K, C]. Written out in plain operations, which
+ * The attention operation among the kept tokens, with TokenSubset.pairs: qkv [B, K, 3C] -> [B, K, C]. Written out in plain operations, which
  * store the logits [B, heads, K, K].
  */
-export function subsetAttention(
-  qkv: Tensor,
-  kept: TokenSubset,
-  { heads, time, table }: SubsetAttentionOptions,
-): Tensor {
+export function subsetAttention(qkv: Tensor, pairs: Tensor, { heads, time, table }: SubsetAttentionOptions): Tensor {
   const [batch, count, width] = qkv.shape;
   const dim = width / 3 / heads;
   return scope(() => {
@@ -138,7 +134,7 @@ export function subsetAttention(
     const split = permute(reshape(conditioned, [batch, count, 3, heads, dim]), [2, 0, 3, 1, 4]);
     const [q, k, v] = [0, 1, 2].map((i) => reshape(slice(split, 0, i, i + 1), [batch, heads, count, dim]));
     const logits = affine(matmul(q, k, { transB: true }), 1 / Math.sqrt(dim), 0);
-    const bias = table && permute(embedding(table, kept.pairs), [0, 3, 1, 2]);
+    const bias = table && permute(embedding(table, pairs), [0, 3, 1, 2]);
     const y = matmul(softmax(bias ? add(logits, bias) : logits), v);
     return reshape(permute(y, [0, 2, 1, 3]), [batch, count, width / 3]);
   });

@@ -80,7 +80,7 @@ t.test('attention inside a subset of all tokens, in any order, is the whole atte
           3,
         );
         const whole = (await attention.forward(x, time).data()) as Float32Array;
-        const part = attention.forward(kept.take(x), time, { kept });
+        const part = attention.forward(kept.take(x), time, { pairs: kept.pairs });
         const back = (await kept.restore(part, zeros([16])).data()) as Float32Array;
         assertClose(t, back, whole, 2e-6, 'restored');
         attention.dispose();
