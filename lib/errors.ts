@@ -154,6 +154,6 @@ export function suggestion(word: string, candidates: Iterable<string>): string |
 export function unknownName(what: string, word: string, candidates: readonly string[]): OptionError {
   const hint = suggestion(word, candidates);
   return new OptionError(
-    `Unknown ${what} "${word}"${hint ? `; did you mean "${hint}"?` : ''} Expected one of: ${candidates.join(', ')}.`,
+    `Unknown ${what} "${word}"${hint ? `; did you mean "${hint}"?` : '.'} Expected one of: ${candidates.join(', ')}.`,
   );
 }

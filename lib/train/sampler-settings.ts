@@ -30,8 +30,8 @@ const edm = z.strictObject({
 /** Samplers of Gaussian diffusion, for latent models. */
 const gaussian = z.strictObject({
   kind: z.enum(['ddpm', 'ddim', 'dpm']),
-  /** Timesteps of the 1000 that are visited. */
-  steps: steps.default(250),
+  /** Timesteps of the 1000 that are visited. Default: 250, 50 and 25 for ddpm, ddim and dpm. */
+  steps,
   cfgScale,
   /** Exponent of the power-cosine guidance scale; absent: constant. */
   scalePow: z.number().positive().optional(),
@@ -43,8 +43,10 @@ const gaussian = z.strictObject({
   eta: z.number().min(0).default(0),
 });
 
+const defaultSteps = { ddpm: 250, ddim: 50, dpm: 25 };
+
 /** Settings of a sampler; everything but the kind of a Gaussian one has a default. */
-export type SamplerOptions = z.input<typeof edm> | z.input<typeof gaussian>;
+export type SamplerOptions = z.input<typeof edm> | (Omit<z.input<typeof gaussian>, 'steps'> & { steps?: number });
 /** The settings with their defaults. */
 export type SamplerSettings = z.output<typeof edm> | z.output<typeof gaussian>;
 
@@ -54,7 +56,8 @@ const kinds = ['edm', ...gaussian.shape.kind.options];
 export function parseSampler(value: SamplerOptions | Record<string, unknown>, what = 'Sampler'): SamplerSettings {
   const { kind = 'edm' } = value;
   if (!kinds.includes(kind as string)) throw unknownName('sampler', String(kind), kinds);
-  return kind === 'edm' ? parseOptions(edm, value, what) : parseOptions(gaussian, value, what);
+  if (kind === 'edm') return parseOptions(edm, value, what);
+  return parseOptions(gaussian, { steps: defaultSteps[kind as keyof typeof defaultSteps], ...value }, what);
 }
 
 /** EDM's sampler with 18 steps for image-space models, DDPM with 250 for latent ones; no guidance. */

@@ -171,6 +171,12 @@ t.test('presets have as many parameters as their description adds up to', async 
   t.strictSame(again.config, config, 'the config is plain JSON that makes the same model');
 });
 
+t.test('create() makes what the preset says, latent ones too', async (t) => {
+  using latent = create('imagenet512', { depth: 1, hiddenSize: 32, numHeads: 2, numClasses: 3 });
+  t.match(latent.config, { inputSize: 64, patchSize: 2, depth: 1, hiddenSize: 32, classDropoutProb: 0.1 });
+  t.throws(() => create('imagenet25'), { name: 'OptionError', message: /did you mean "imagenet256"/ });
+});
+
 t.test('an image does not depend on the others of its batch; a fresh model gives 0', async (t) => {
   const fixture = loadFixture('image_diffit_labels.safetensors');
   const model = new ImageDiffiT(fixture.json.config).eval();
