@@ -123,7 +123,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--churn <x>', 'edm: noise added back on the way; 0 is deterministic', nonNegative)
     .option('--eta <x>', 'ddim: noise of a step; 0 is deterministic', nonNegative)
     .option('--seed <n>', 'names the images', integer(0), 0)
-    .option('--batch <n>', 'images at a time', integer(1), 64)
+    .option('--batch <n>', 'images at a time (default: 64, of a latent model 4)', integer(1))
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
     .option('--out <file>', 'PNG with all images in a grid (default: samples.png)')
     .option('--out-dir <dir>', 'folder for single PNGs')

@@ -38,7 +38,7 @@ export interface SampleOptions {
   churn?: number;
   eta?: number;
   seed: number;
-  batch: number;
+  batch?: number;
   device: string;
   out?: string;
   outDir?: string;
@@ -48,6 +48,8 @@ export interface SampleOptions {
 /** Images per label, and images of an unconditional model, when --num is not given. */
 const defaultColumns = 8;
 const defaultCount = 16;
+/** Images at a time, when --batch is not given: latent models are large. */
+const [imageBatch, latentBatch] = [64, 4];
 /** Files above this many bytes show their loading. */
 const largeFile = 2 ** 27;
 const mebibyte = 2 ** 20;
@@ -91,11 +93,12 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
 
 /** Draws the images and writes them, batch by batch as they come. */
 async function draw(
-  { seed, batch, out, outDir, npz, ...options }: SampleOptions,
+  { seed, out, outDir, npz, ...options }: SampleOptions,
   { model, sampler, file, vae }: { model: DiffusionModel; sampler: SamplerSettings; file: string; vae?: AutoencoderKL },
   terminal: Terminal,
   signal: AbortSignal,
 ): Promise<void> {
+  const batch = options.batch ?? (vae ? latentBatch : imageBatch);
   const plan = layout(options, model.config.numClasses);
   const labels = checkLabels(model, plan.count, plan.labels);
   if (out && plan.count > maxGrid) {
@@ -140,11 +143,15 @@ async function draw(
 function samplerOf(options: SampleOptions, described: SamplerSettings): SamplerSettings {
   const { sampler: kind = described.kind, steps, cfgScale, churn, eta } = options;
   const given = Object.entries({ steps, cfgScale, churn, eta }).filter(([, value]) => value !== undefined);
-  // Another kind of sampler keeps the guidance, which belongs to the model, but not the number of steps.
-  const { cfgScale: scale, ...rest } = described;
-  const base =
-    kind === described.kind ? described : { cfgScale: scale, ...('scalePow' in rest && { scalePow: rest.scalePow }) };
-  return parseSampler({ ...base, kind, ...Object.fromEntries(given) }, 'Options of the sampler');
+  return parseSampler({ ...inherited(kind, described), kind, ...Object.fromEntries(given) }, 'Options of the sampler');
+}
+
+/** What a sampler of this kind takes over: another latent one keeps the guidance, which belongs to the model. */
+function inherited(kind: string, described: SamplerSettings): Partial<SamplerSettings> {
+  if (kind === described.kind) return described;
+  if (kind === 'edm' || described.kind === 'edm') return {};
+  const { cfgScale, scalePow, cfgAllChannels, cfgInterval } = described;
+  return { cfgScale, scalePow, cfgAllChannels, cfgInterval };
 }
 
 /** Loads a model; a large one shows how far it is. */
