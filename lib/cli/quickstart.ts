@@ -30,7 +30,7 @@ const plan = planTraining({
 });
 const labels = Array.from({ length: 10 * perDigit }, (_, i) => Math.floor(i / perDigit));
 /** Sampling runs the network this often; a step of training costs about three runs per image. */
-const evaluations = labels.length * (2 * plan.sampler.steps - 1);
+const evaluations = labels.length * (2 * plan.sampler.steps - 1) * (plan.sampler.cfgScale === 1 ? 1 : 2);
 /** When training has to end for sampling to end in time, at the speed seen so far. */
 const trainingEnd = (): number => {
   const imagesPerSecond = trainer.images / (seconds() - trainingStart);
