@@ -3,8 +3,9 @@
  *
  *     npx tsx examples/emoji-autoencoder.ts [--out out/emoji] [--minutes 8]
  *
- * Writes OUT/images/CATEGORY/NAME.png (emoji-datasource-twitter on white, three categories), OUT/vae (diffusers' layout)
- * and OUT/reconstructions.png: images above, what the autoencoder makes of them below.
+ * Writes OUT/images/CATEGORY/NAME.png (emoji-datasource-twitter on white, three categories), of those OUT/faces/KIND/NAME.png
+ * (faces and hearts, for emoji.json), OUT/vae (diffusers' layout) and OUT/reconstructions.png: images above, what the
+ * autoencoder makes of them below. examples/README.md has the steps that follow.
  */
 import { readFileSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
@@ -25,23 +26,31 @@ const klWeight = 1e-4;
 interface Emoji {
   image: string;
   category: string;
+  subcategory: string;
   has_img_twitter: boolean;
 }
 
-/** The PNGs on white, a folder per category, as `diffit data` and `diffit data encode` read them. */
-async function writeImages(folder: string): Promise<void> {
+/** The PNGs on white, a folder per class, as `diffit data` and `diffit data encode` read them. */
+async function writeImages(folder: string, classOf: (emoji: Emoji) => string | undefined): Promise<void> {
   const root = dirname(createRequire(import.meta.url).resolve('emoji-datasource-twitter/package.json'));
   const all: Emoji[] = JSON.parse(readFileSync(join(root, 'emoji.json'), 'utf8'));
-  for (const { image, category } of all.filter((e) => e.has_img_twitter && categories.includes(e.category))) {
-    const target = join(folder, category);
-    await mkdir(target, { recursive: true });
-    const white = sharp(join(root, 'img', 'twitter', '64', image)).flatten({ background: '#fff' });
-    await white.resize(side, side).png().toFile(join(target, image));
+  for (const emoji of all) {
+    const name = emoji.has_img_twitter ? classOf(emoji) : undefined;
+    if (name === undefined) continue;
+    await mkdir(join(folder, name), { recursive: true });
+    const white = sharp(join(root, 'img', 'twitter', '64', emoji.image)).flatten({ background: '#fff' });
+    await white
+      .resize(side, side)
+      .png()
+      .toFile(join(folder, name, emoji.image));
   }
 }
 
 const images = join(values.out, 'images');
-await writeImages(images);
+await writeImages(images, ({ category }) => (categories.includes(category) ? category : undefined));
+await writeImages(join(values.out, 'faces'), ({ category, subcategory }) =>
+  category === 'Smileys & Emotion' && /^(face|cat|monkey|heart)/.test(subcategory) ? subcategory : undefined,
+);
 const dataset = await data.openDataset(images, { size: side, channels: 3 });
 console.log(`${dataset.length} images in ${categories.length} categories`);
 

@@ -16,7 +16,8 @@ export async function localFile(address: string, terminal: Terminal, signal: Abo
       signal,
       onProgress: async ({ loadedBytes, totalBytes }) => {
         progress ??= terminal.progress(`Downloading ${address}, MiB`, Math.ceil(totalBytes / mebibyte));
-        (await progress).update(Math.floor(loadedBytes / mebibyte));
+        const last = loadedBytes === totalBytes;
+        (await progress).update(Math[last ? 'ceil' : 'floor'](loadedBytes / mebibyte));
       },
     });
   } finally {

@@ -2,7 +2,7 @@
  * The latent way from images to images through the commands: data encode, train (DiffiT, DiT, masked; stopped and resumed),
  * sample with a VAE; released checkpoints without metadata; and what each says when something is missing.
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { run } from '../../lib/cli/program.js';
@@ -12,6 +12,7 @@ import { manualSeed, randn } from '../../lib/ops/random.js';
 import { HostRandom } from '../../lib/random.js';
 import { scope } from '../../lib/scope.js';
 import { loadModel, readLog, saveAutoencoder } from '../../lib/train/index.js';
+import { startHub } from '../io/hub-server.js';
 import { bits, temporaryFolder } from '../train/fixtures.js';
 
 async function diffit(...argv: string[]): Promise<{ code: number; out: string; err: string }> {
@@ -161,6 +162,40 @@ t.test('weights without metadata, as NVIDIA releases them, are recognised', asyn
   t.match(await diffit('sample', '--checkpoint', path, '--vae', vae, '--class', '1000'), {
     code: 2,
     err: /Label 1000 is not one of this model's classes, 0 to 999/,
+  });
+});
+
+t.test('checkpoint and VAE from the hub, cut on the way and gone on with', async (t) => {
+  const { folder, vae, recipe } = await workplace(t);
+  const out = join(folder, 'run');
+  t.equal((await diffit('train', '--recipe', recipe('a'), '--steps', '1', '--out', out)).code, 0);
+  const read = (path: string): Uint8Array => readFileSync(path);
+  const hub = await startHub(t, {
+    'diffit.safetensors': read(join(out, 'model.safetensors')),
+    'config.json': read(join(vae, 'config.json')),
+    'diffusion_pytorch_model.safetensors': read(join(vae, 'diffusion_pytorch_model.safetensors')),
+  });
+  hub.cuts = [1000];
+  const environment = { HF_ENDPOINT: hub.endpoint, HF_HUB_CACHE: join(folder, 'cache') };
+  const before = Object.fromEntries(Object.keys(environment).map((name) => [name, process.env[name]]));
+  t.teardown(() => {
+    for (const [name, value] of Object.entries(before)) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+  });
+  Object.assign(process.env, environment);
+  const grid = join(folder, 'grid.png');
+  const options = ['--num', '3', '--steps', '2', '--out', grid];
+  const address = 'hf://owner/model/diffit.safetensors';
+  const drawn = await diffit('sample', '--checkpoint', address, '--vae', 'hf://owner/model', ...options);
+  t.equal(drawn.code, 0, drawn.err);
+  t.match(drawn.err, /Downloading hf:\/\/owner\/model\/diffit.safetensors/, 'progress is shown');
+  t.match(hub.ranges[1], /bytes=[1-9]\d*-/, 'the cut download went on');
+  t.ok((await loadImage(grid)).width > 0);
+  t.match(await diffit('sample', '--checkpoint', 'hf://owner/model/nothing.safetensors'), {
+    code: 1,
+    err: /owner\/model has no file nothing.safetensors/,
   });
 });
 

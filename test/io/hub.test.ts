@@ -1,73 +1,14 @@
 /** Files of the hub against a local server that speaks its paths: cache, resume, checksums, refusals, no connection. */
-import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { hubFile, parseHubAddress } from '../../lib/io/hub.js';
+import { commit, sha256Of, startHub } from './hub-server.js';
 
-const commit = 'c'.repeat(40);
 const content = Uint8Array.from({ length: 300_000 }, (_, i) => (i * 7919) >> 3);
-const sha256 = createHash('sha256').update(content).digest('hex');
+const sha256 = sha256Of(content);
+const files = { 'weights/model.safetensors': content };
 const address = 'hf://owner/model/weights/model.safetensors';
-
-interface Hub {
-  endpoint: string;
-  /** Range headers of the downloads so far. */
-  ranges: string[];
-  /** Bytes the next downloads send before the connection breaks; empty: all. */
-  cuts: number[];
-  /** What the hub says the SHA-256 is. */
-  announced: string;
-  /** Status of every answer, when not 200. */
-  refuse?: number;
-  close(): void;
-}
-
-/** A hub with one repository that holds one file. */
-async function startHub(t: Test): Promise<Hub> {
-  const hub: Hub = { endpoint: '', ranges: [], cuts: [], announced: sha256, close: () => server.close() };
-  const answer = (request: IncomingMessage, response: ServerResponse): void => {
-    const url = decodeURIComponent(request.url ?? '');
-    if (hub.refuse) response.writeHead(hub.refuse).end('no');
-    else if (request.method === 'POST' && /^\/api\/models\/owner\/model\/paths-info\/(main|c{40})$/.test(url)) {
-      let body = '';
-      request.on('data', (chunk) => (body += chunk));
-      request.on('end', () => {
-        const { paths } = JSON.parse(body);
-        const file = { type: 'file', path: paths[0], size: content.length, oid: 'f'.repeat(40) };
-        const lfs = { oid: hub.announced, size: content.length, pointerSize: 134 };
-        const known = paths[0] === 'weights/model.safetensors';
-        response.setHeader('content-type', 'application/json');
-        response.end(JSON.stringify(known ? [{ ...file, lfs, lastCommit: { id: commit, title: '', date: 0 } }] : []));
-      });
-    } else if (
-      request.method === 'GET' &&
-      /^\/owner\/model\/resolve\/(main|c{40})\/weights\/model.safetensors$/.test(url)
-    ) {
-      const { range } = request.headers;
-      const [, from = '0', to] = /bytes=(\d+)-(\d*)/.exec(range ?? '') ?? [];
-      const last = to ? Number(to) : content.length - 1;
-      const probe = range === 'bytes=0-0';
-      if (!probe) hub.ranges.push(range ?? 'all');
-      const part = content.subarray(Number(from), last + 1);
-      response.writeHead(range ? 206 : 200, {
-        'content-length': part.length,
-        'content-range': `bytes ${from}-${last}/${content.length}`,
-        etag: '"x"',
-      });
-      const cut = probe ? undefined : hub.cuts.shift();
-      if (cut === undefined) response.end(part);
-      else response.write(part.subarray(0, cut), () => setTimeout(() => response.destroy(), 50));
-    } else response.writeHead(404).end('not found');
-  };
-  const server = createServer(answer);
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  hub.endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  t.teardown(() => server.close());
-  return hub;
-}
 
 const blobs = (cacheDir: string): string[] => readdirSync(join(cacheDir, 'models--owner--model', 'blobs'));
 
@@ -84,7 +25,7 @@ t.test('addresses', async (t) => {
 });
 
 t.test('a file comes once, lies in the hub cache layout, and serves without a connection', async (t) => {
-  const hub = await startHub(t);
+  const hub = await startHub(t, files);
   const options = { endpoint: hub.endpoint, cacheDir: join(t.testdir(), 'cache') };
   const seen: number[] = [];
   const path = await hubFile(address, {
@@ -112,7 +53,7 @@ t.test('a file comes once, lies in the hub cache layout, and serves without a co
 });
 
 t.test('a connection that breaks is taken up where it broke', async (t) => {
-  const hub = await startHub(t);
+  const hub = await startHub(t, files);
   const options = { endpoint: hub.endpoint, cacheDir: t.testdir() };
   hub.cuts = [100_000, 50_000];
   t.ok(readFileSync(await hubFile(address, options)).equals(content));
@@ -123,7 +64,7 @@ t.test('a connection that breaks is taken up where it broke', async (t) => {
 });
 
 t.test('an aborted download goes on the next time; until then there is no file of that name', async (t) => {
-  const hub = await startHub(t);
+  const hub = await startHub(t, files);
   const options = { endpoint: hub.endpoint, cacheDir: t.testdir() };
   const stop = new AbortController();
   hub.cuts = [120_000];
@@ -136,7 +77,7 @@ t.test('an aborted download goes on the next time; until then there is no file o
 });
 
 t.test('damaged content is thrown away and fetched anew', async (t) => {
-  const hub = await startHub(t);
+  const hub = await startHub(t, files);
   const options = { endpoint: hub.endpoint, cacheDir: t.testdir() };
   const folder = join(options.cacheDir, 'models--owner--model', 'blobs');
   mkdirSync(folder, { recursive: true });
@@ -152,7 +93,7 @@ t.test('damaged content is thrown away and fetched anew', async (t) => {
 });
 
 t.test('refusals name the reason', async (t) => {
-  const hub = await startHub(t);
+  const hub = await startHub(t, files);
   const options = { endpoint: hub.endpoint, cacheDir: t.testdir() };
   const fails = (what: string, message: RegExp, more = {}) =>
     t.rejects(hubFile(what, { ...options, ...more }), { name: 'FileError', message });
