@@ -119,8 +119,9 @@ class Evaluator {
   private stepped(y: Tensor | undefined): SteppedNetwork {
     const { network, batch } = this;
     const { timesteps } = this.options.ddpm;
-    const labels = y && keep(y.detach());
-    const conditioned = network.conditionOn && keep(network.conditionOn(timesteps, labels));
+    const labels = y?.detach();
+    const conditioned = network.conditionOn?.(timesteps, labels);
+    keep([labels, conditioned]); // not before both are there: what throws leaves nothing
     return {
       forward: (x, t) =>
         conditioned

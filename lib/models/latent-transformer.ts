@@ -213,7 +213,7 @@ export abstract class LatentTransformer extends Module {
   conditionOn(timesteps: readonly number[], y?: Tensor): StepNetwork {
     return noGrad(() =>
       scope(() => {
-        const steps = this.timeEmbed.forward(tensor([...timesteps]));
+        const steps = this.timeEmbed.forward(tensor([...timesteps], { device: this.positions.device }));
         const samples = y && this.labelEmbed?.forward(y);
         const tmsa = this.conditioning === 'tmsa';
         const parts = tmsa ? [...this.blocks].map(({ attn }) => attn.project(steps, samples)) : [{ steps, samples }];

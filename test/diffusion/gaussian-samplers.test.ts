@@ -301,6 +301,16 @@ t.test('an abort acts within a step, with the reason given, and leaves nothing',
     };
     await t.rejects(final(sampler(broken, noise, { ddpm })), new RangeError('no network'));
     t.equal(memory('cpu').liveBuffers, before, `${name}: a network that throws`);
+    const unready: GaussianNetwork = {
+      ...classToy(),
+      conditionOn: () => {
+        throw new RangeError('no condition');
+      },
+    };
+    const y = zeros([1], { dtype: 'i64' });
+    await t.rejects(final(sampler(unready, noise, { ddpm, y, cfgScale: 2 })), new RangeError('no condition'));
+    y.dispose();
+    t.equal(memory('cpu').liveBuffers, before, `${name}: a network that throws while it is conditioned`);
     for await (const { step, steps, sample } of sampler(plainToy(), noise, { ddpm })) {
       if (step < steps) continue;
       t.notOk(sample.isDisposed);

@@ -49,6 +49,7 @@ for (const [name, Model] of [
           const x = toTensor(fixture.tensor('in.x'), { requiresGrad: true });
           const [time, y] = ['t', 'y'].map((key) => toTensor(fixture.tensor(`in.${key}`)));
           const kept = new TokenSubset(keptOf(fixture), 4);
+          t.strictSame(kept.positions.shape, [3, 11], '16 tokens x 0.7, rounded down');
           const out = model.forwardMasked(x, time, y, { kept });
           const full = model.forward(x, time, y);
           assertClose(t, (await out.data()) as Float32Array, fixture.f32('out'), 5e-6, 'out');
@@ -64,6 +65,29 @@ for (const [name, Model] of [
     }),
   );
 }
+
+t.test('a masked pass that leaves nothing out is the full pass', (t) =>
+  forEachDevice(t, (t, device) => {
+    setDefaultDevice(device);
+    return withoutLeaks(t, device, () =>
+      noGrad(async () => {
+        for (const [name, Model] of [
+          ['diffit', LatentDiffiT],
+          ['dit', DiT],
+        ] as const) {
+          const fixture = loadFixture(`latent_masked_${name}.safetensors`);
+          using model = new Model(fixture.json.config).eval();
+          model.loadStateDict(toTensors(fixture.group('sd.')));
+          const [x, time, y] = ['x', 't', 'y'].map((key) => toTensor(fixture.tensor(`in.${key}`)));
+          const order = Array.from({ length: 16 }, (_, i) => (5 * i + 3) % 16);
+          const kept = new TokenSubset([order, [...order].reverse(), order], 4);
+          const out = (await model.forwardMasked(x, time, y, { kept }).data()) as Float32Array;
+          assertClose(t, out, fixture.f32('out_full'), 5e-6, name);
+        }
+      }),
+    );
+  }),
+);
 
 t.test('attention inside a subset of all tokens, in any order, is the whole attention', (t) =>
   forEachDevice(t, (t, device) => {
