@@ -63,8 +63,7 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
     m *= batch;
     batch = 1;
   }
-  if (b->dtype == DIFFIT_BF16)
-    return multiplyBf16(ctx, f32(a), aStep, (const Bf16 *)b->data, bStep, e, batch, m, n, k);
+  if (b->dtype == DIFFIT_BF16) return multiplyBf16(ctx, f32(a), aStep, (const Bf16 *)b->data, bStep, e, batch, m, n, k);
   return multiplyMatrices(ctx, f32(a), aStep, transA != 0, f32(b), bStep, transB != 0, e, batch, m, n, k);
 }
 

@@ -113,8 +113,7 @@ struct Bf16LineMatrix {
   const float *line(int64_t index, float *stage) const { return widenRun(data + index * stride, stride, stage); }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage) const {
     const float *rows[kMaxLines];
-    for (int64_t i = 0; i < lines; i++)
-      rows[i] = widenRun(data + (line + i) * stride + k0, depth, stage + i * depth);
+    for (int64_t i = 0; i < lines; i++) rows[i] = widenRun(data + (line + i) * stride + k0, depth, stage + i * depth);
     transposeRows(panel, width, rows, lines, depth, 0);
   }
 };
