@@ -7,7 +7,7 @@ import { Linear } from '../lib/nn/layers.js';
 import { manualSeed } from '../lib/ops/random.js';
 import { noGrad, scope } from '../lib/scope.js';
 import { ones, type Tensor, tensor, zeros } from '../lib/tensor.js';
-import { assertClose, assertFails, numbers, withoutLeaks } from './helpers.js';
+import { assertClose, assertFails, numbers, settledMemory, withoutLeaks } from './helpers.js';
 
 const leaf = (values: number[] | Float32Array, shape?: number[]): Tensor =>
   tensor(Float32Array.from(values), { shape, requiresGrad: true });
@@ -197,7 +197,7 @@ test('memory falls back to what it was, whether or not backward is called', asyn
         .square()
         .mean(),
     );
-  const before = memory('cpu');
+  const before = await settledMemory('cpu');
   const parameters = layers.flatMap((layer) => layer.parameters());
   for (let i = 0; i < 3; i++) {
     const loss = forward();
@@ -243,7 +243,7 @@ test('checkpoint() gives the gradients of the plain call, dropout and parameters
     'every parameter has a gradient',
   );
 
-  const { liveBuffers } = memory('cpu');
+  const { liveBuffers } = await settledMemory('cpu');
   const held = (wrap: (h: Tensor) => Tensor): number => {
     const y = scope(() => wrap(x));
     const buffers = memory('cpu').liveBuffers - liveBuffers;

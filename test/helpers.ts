@@ -3,9 +3,12 @@
  * between PyTorch's NCHW and the package's NHWC, and the devices everything runs on.
  */
 import { readFileSync } from 'node:fs';
+import { setImmediate } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import type { Test } from 'tap';
-import { cpuVariants, type DeviceName, defaultDevice, memory, setDefaultDevice } from '../lib/device.js';
+import { cpuVariants, type DeviceName, defaultDevice, memory, setDefaultDevice, synchronize } from '../lib/device.js';
 import { DiffitError } from '../lib/errors.js';
 import { scope } from '../lib/scope.js';
 import { type Tensor, tensor } from '../lib/tensor.js';
@@ -160,6 +163,23 @@ export async function forEachDevice(t: Test, fn: (t: Test, device: DeviceName) =
       }
     });
   }
+}
+
+/**
+ * How much a device holds once the garbage collector has come by for what earlier tests left: what a test that awaits
+ * compares with, or the collector could come by in its middle. (What the test itself has to free is checked with
+ * `memory` alone: the collector must not do it.)
+ */
+export async function settledMemory(device: DeviceName = defaultDevice()): Promise<ReturnType<typeof memory>> {
+  setFlagsFromString('--expose-gc');
+  const collectGarbage: () => void = runInNewContext('gc');
+  for (let last = -1; memory(device).liveBuffers !== last; ) {
+    last = memory(device).liveBuffers;
+    collectGarbage();
+    await setImmediate(); // finalizers run in a turn of their own
+    await synchronize(device);
+  }
+  return memory(device);
 }
 
 /**

@@ -3,7 +3,7 @@ import t from 'tap';
 import '../lib/autograd.js';
 import { memory } from '../lib/device.js';
 import { arange, full, ones, Tensor, tensor, zeros } from '../lib/tensor.js';
-import { assertFails, forEachDevice, withoutLeaks } from './helpers.js';
+import { assertFails, forEachDevice, settledMemory, withoutLeaks } from './helpers.js';
 
 t.test('tensors take their shape and dtype from the data, or from the options', (t) =>
   forEachDevice(t, (t, device) =>
@@ -161,7 +161,7 @@ t.test('reshape and leading slices are views of one buffer; permute and inner sl
   forEachDevice(t, (t, device) =>
     withoutLeaks(t, device, async () => {
       const x = arange(0, 12, 1, { device }).reshape([3, 4]);
-      const { liveBuffers } = memory(device);
+      const { liveBuffers } = await settledMemory(device);
       const views = [
         x.reshape([2, 6]),
         x.reshape([-1]),
@@ -214,7 +214,7 @@ t.test('reshape and leading slices are views of one buffer; permute and inner sl
 
 t.test('dispose frees at once, twice is once, and use afterwards is an error', (t) =>
   forEachDevice(t, async (t, device) => {
-    const { liveBuffers, liveBytes } = memory(device);
+    const { liveBuffers, liveBytes } = await settledMemory(device);
     const x = zeros([1000], { device });
     t.equal(memory(device).liveBuffers, liveBuffers + 1);
     t.ok(memory(device).liveBytes >= liveBytes + 4000);

@@ -25,6 +25,7 @@ import {
   loadFixture,
   maxRelativeError,
   numbers,
+  settledMemory,
   toTensor,
   withoutLeaks,
 } from '../helpers.js';
@@ -196,7 +197,7 @@ t.test('18 Heun steps, deterministic and with churn, equal the original step by 
 
 t.test('an abort acts within a step, with the reason given, and leaves nothing', async (t) => {
   const noise = randn([1, 1, 4, 4], { seed: 1 });
-  const before = memory('cpu').liveBuffers;
+  const before = (await settledMemory('cpu')).liveBuffers;
   const reason = new Error('enough');
   const abort = new AbortController();
   let calls = 0;

@@ -21,6 +21,7 @@ import {
   forEachDevice,
   loadFixture,
   maxRelativeError,
+  settledMemory,
   toTensor,
   withoutLeaks,
 } from '../helpers.js';
@@ -271,7 +272,7 @@ t.test('previews arrive while sampling runs', async (t) => {
 t.test('an abort acts within a step, with the reason given, and leaves nothing', async (t) => {
   const noise = randn([1, 4, 4, 4], { seed: 1 });
   const ddpm = new GaussianDiffusion({ respacing: '10' });
-  const before = memory('cpu').liveBuffers;
+  const before = (await settledMemory('cpu')).liveBuffers;
   for (const [name, sampler] of Object.entries(samplers)) {
     const reason = new Error('enough');
     const abort = new AbortController();

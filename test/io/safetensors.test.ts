@@ -5,6 +5,7 @@ import t from 'tap';
 import { memory } from '../../lib/device.js';
 import { loadSafetensors, readSafetensorsHeader, saveSafetensors } from '../../lib/io/safetensors.js';
 import { Tensor } from '../../lib/tensor.js';
+import { settledMemory } from '../helpers.js';
 import { fixture, values } from './fixtures.js';
 
 const device = 'cpu';
@@ -73,7 +74,7 @@ t.test('dtype, filter and signal', async (t) => {
     i64: 'i64',
   });
   const abort = new AbortController();
-  const before = memory(device).liveBuffers;
+  const before = (await settledMemory(device)).liveBuffers;
   await t.rejects(
     loadSafetensors(path, { device, signal: abort.signal, onProgress: () => abort.abort() }),
     { name: 'AbortError' },

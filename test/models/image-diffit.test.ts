@@ -15,6 +15,7 @@ import {
   forEachDevice,
   loadFixture,
   numbers,
+  settledMemory,
   toTensor,
   toTensors,
   withoutLeaks,
@@ -153,7 +154,7 @@ function countParameters(config: ImageDiffiTConfig): number {
 }
 
 t.test('presets have as many parameters as their description adds up to', async (t) => {
-  const before = memory('cpu').liveBuffers;
+  const before = (await settledMemory('cpu')).liveBuffers;
   for (const name of ['mnist', 'cifar10', 'ffhq64'] as const) {
     using model = create(name);
     const expected = countParameters(presets[name].model as ImageDiffiTConfig);

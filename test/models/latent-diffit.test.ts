@@ -25,6 +25,7 @@ import {
   maxElementError,
   maxRelativeError,
   numbers,
+  settledMemory,
   toTensor,
   toTensors,
   withoutLeaks,
@@ -201,7 +202,7 @@ t.test('gradient checkpointing changes memory, not gradients', (t) =>
     const run = async (): Promise<number> => {
       const x = toTensor(golden.tensor('in.x'), { requiresGrad: true });
       const [time, y] = [float(toTensor(golden.tensor('in.t_int'))), toTensor(golden.tensor('in.y'))];
-      const before = memory(x.device).liveBytes;
+      const before = (await settledMemory(x.device)).liveBytes;
       const output = scope(() => model.forward(x, time, y));
       const held = memory(x.device).liveBytes - before;
       output
@@ -294,7 +295,7 @@ const json = (name: string): ReturnType<typeof JSON.parse> =>
 
 for (const side of [32, 64]) {
   t.test(`the released checkpoint of input size ${side}: every key, shape and their order`, async (t) => {
-    const before = memory('cpu').liveBuffers;
+    const before = (await settledMemory('cpu')).liveBuffers;
     const released: [string, [number[], string]][] = Object.entries(json(`diffit_keys_d28_s${side}`).keys);
     // A block is 21M numbers, so the model here has one, and its keys are repeated for the others.
     using model = new LatentDiffiT({ inputSize: side, depth: 1 });

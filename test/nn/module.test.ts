@@ -10,7 +10,7 @@ import { Module, ModuleList } from '../../lib/nn/module.js';
 import { manualSeed } from '../../lib/ops/random.js';
 import { noGrad, scope } from '../../lib/scope.js';
 import { arange, full, ones, type Tensor, tensor, zeros } from '../../lib/tensor.js';
-import { assertClose, assertFails, nchw, withoutLeaks } from '../helpers.js';
+import { assertClose, assertFails, nchw, settledMemory, withoutLeaks } from '../helpers.js';
 
 class Net extends Module {
   readonly stem = this.child('stem', new Conv2d(3, 4));
@@ -39,7 +39,7 @@ const names = [
 ];
 
 t.test('a module outlives the scope that made it, and dispose frees all of it', async (t) => {
-  const before = memory('cpu').liveBuffers;
+  const before = (await settledMemory('cpu')).liveBuffers;
   const net = scope(() => new Net());
   t.equal(memory('cpu').liveBuffers, before + names.length + 1, 'its tensors, and the frequencies');
   scope(() =>

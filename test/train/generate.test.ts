@@ -5,6 +5,7 @@ import { OptionError } from '../../lib/errors.js';
 import { manualSeed, randn } from '../../lib/ops/random.js';
 import { tensor } from '../../lib/tensor.js';
 import { checkLabels, type GenerateOptions, generate, toPixels } from '../../lib/train/index.js';
+import { settledMemory } from '../helpers.js';
 import { tinyModel } from './fixtures.js';
 
 /** A model whose head is not zero, so that its images depend on the network. */
@@ -78,8 +79,7 @@ t.test('progress counts sampler steps; an abort ends it and leaves nothing behin
   const controller = new AbortController();
   const seen: unknown[] = [];
   const from = model();
-  await synchronize();
-  const { liveBuffers } = memory();
+  const { liveBuffers } = await settledMemory();
   const onStep = (progress: { done: number; total: number }): void => {
     seen.push([progress.done, progress.total]);
     if (progress.done === 3) controller.abort();
