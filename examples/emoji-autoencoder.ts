@@ -3,9 +3,8 @@
  *
  *     npx tsx examples/emoji-autoencoder.ts [--out out/emoji] [--minutes 8]
  *
- * Writes OUT/images/CATEGORY/NAME.png (emoji-datasource-twitter on white, three categories), of those OUT/faces/KIND/NAME.png
- * (faces and hearts, for emoji.json), OUT/vae (diffusers' layout) and OUT/reconstructions.png: images above, what the
- * autoencoder makes of them below. examples/README.md has the steps that follow.
+ * Writes OUT/images/CLASS/NAME.png (emoji-datasource-twitter on white, in five classes), OUT/vae (diffusers' layout) and
+ * OUT/reconstructions.png: images above, what the autoencoder makes of them below. examples/README.md has the steps that follow.
  */
 import { readFileSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
@@ -18,41 +17,46 @@ import { data, io, manualSeed, models, noGrad, optim, scope, tensor, train } fro
 const { values } = parseArgs({
   options: { out: { type: 'string', default: 'out/emoji' }, minutes: { type: 'string', default: '8' } },
 });
-const categories = ['Animals & Nature', 'Food & Drink', 'Smileys & Emotion'];
+/** Folder, which is to say class, of an emoji: the first whose pattern its subcategory matches. */
+const classes: [name: string, subcategories: RegExp][] = [
+  ['animal', /^animal/],
+  ['face', /^(face|cat-face|monkey-face)/],
+  ['flag', /-flag$/],
+  ['hand', /^hand/],
+  ['person', /^person(-gesture)?$/],
+];
 const [side, batch, peakLr] = [64, 16, 2e-3];
 /** Weight of the KL divergence per latent number: enough to keep latents small, too little to blur. */
 const klWeight = 1e-4;
 
 interface Emoji {
   image: string;
-  category: string;
-  subcategory: string;
   has_img_twitter: boolean;
 }
 
-/** The PNGs on white, a folder per class, as `diffit data` and `diffit data encode` read them. */
-async function writeImages(folder: string, classOf: (emoji: Emoji) => string | undefined): Promise<void> {
+/** The PNGs on white, a folder per class, as `diffit data` and `diffit data encode` read them; every skin tone is an image. */
+async function writeImages(folder: string): Promise<void> {
   const root = dirname(createRequire(import.meta.url).resolve('emoji-datasource-twitter/package.json'));
-  const all: Emoji[] = JSON.parse(readFileSync(join(root, 'emoji.json'), 'utf8'));
-  for (const emoji of all) {
-    const name = emoji.has_img_twitter ? classOf(emoji) : undefined;
-    if (name === undefined) continue;
+  type Entry = Emoji & { subcategory: string; skin_variations?: Record<string, Emoji> };
+  const entries: Entry[] = JSON.parse(readFileSync(join(root, 'emoji.json'), 'utf8'));
+  for (const [name, subcategories] of classes) {
     await mkdir(join(folder, name), { recursive: true });
-    const white = sharp(join(root, 'img', 'twitter', '64', emoji.image)).flatten({ background: '#fff' });
-    await white
-      .resize(side, side)
-      .png()
-      .toFile(join(folder, name, emoji.image));
+    const chosen = entries.filter((entry) => subcategories.test(entry.subcategory));
+    for (const emoji of chosen.flatMap((entry) => [entry, ...Object.values(entry.skin_variations ?? {})])) {
+      if (!emoji.has_img_twitter) continue;
+      const white = sharp(join(root, 'img', 'twitter', '64', emoji.image)).flatten({ background: '#fff' });
+      await white
+        .resize(side, side)
+        .png()
+        .toFile(join(folder, name, emoji.image));
+    }
   }
 }
 
 const images = join(values.out, 'images');
-await writeImages(images, ({ category }) => (categories.includes(category) ? category : undefined));
-await writeImages(join(values.out, 'faces'), ({ category, subcategory }) =>
-  category === 'Smileys & Emotion' && /^(face|cat|monkey|heart)/.test(subcategory) ? subcategory : undefined,
-);
+await writeImages(images);
 const dataset = await data.openDataset(images, { size: side, channels: 3 });
-console.log(`${dataset.length} images in ${categories.length} categories`);
+console.log(`${dataset.length} images in ${classes.length} classes`);
 
 manualSeed(0);
 const vae = new models.AutoencoderKL({ blockOutChannels: [16, 32, 32], layersPerBlock: 1, normNumGroups: 8 });

@@ -110,7 +110,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     )
     .option(
       '--labels <list>',
-      'classes, as in 0-9 or 1,3,5, or names of ImageNet; each gets a row of the grid',
+      "classes, as in 0-9 or 1,3,5, or by name (the training data's, or ImageNet's); each gets a row of the grid",
       classList,
     )
     .option('--class <list>', 'the same as --labels', classList)

@@ -4,7 +4,7 @@ import { stat } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import '../autograd.js';
-import { imagenetClasses, imagenetLabel } from '../data/index.js';
+import { classLabel, imagenetClasses, imagenetLabel } from '../data/index.js';
 import { setDefaultDevice } from '../device.js';
 import { FileError, OptionError } from '../errors.js';
 import { imageGrid, saveImage, writeImageNpz } from '../io/index.js';
@@ -82,7 +82,8 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
         );
       }
       vae = await openVae(options.vae, terminal, signal);
-      await draw({ ...options, out }, { model, sampler, file, vae }, terminal, signal);
+      const { classNames } = description;
+      await draw({ ...options, out }, { model, classNames, sampler, file, vae }, terminal, signal);
     } finally {
       model.dispose();
       vae?.dispose();
@@ -91,15 +92,24 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
   });
 }
 
+/** What is sampled, and how. */
+interface Loaded {
+  model: DiffusionModel;
+  classNames?: readonly string[];
+  sampler: SamplerSettings;
+  file: string;
+  vae?: AutoencoderKL;
+}
+
 /** Draws the images and writes them, batch by batch as they come. */
 async function draw(
   { seed, out, outDir, npz, ...options }: SampleOptions,
-  { model, sampler, file, vae }: { model: DiffusionModel; sampler: SamplerSettings; file: string; vae?: AutoencoderKL },
+  { model, classNames, sampler, file, vae }: Loaded,
   terminal: Terminal,
   signal: AbortSignal,
 ): Promise<void> {
   const batch = options.batch ?? (vae ? latentBatch : imageBatch);
-  const plan = layout(options, model.config.numClasses);
+  const plan = layout(options, model.config.numClasses, classNames);
   const labels = checkLabels(model, plan.count, plan.labels);
   if (out && plan.count > maxGrid) {
     throw new OptionError(`A grid takes at most ${maxGrid} images; write ${plan.count} with --npz or --out-dir.`);
@@ -201,9 +211,10 @@ function weightsFile({ preset, checkpoint }: SampleOptions): string {
 function layout(
   { num, labels, class: classes }: Pick<SampleOptions, 'num' | 'labels' | 'class'>,
   numClasses: number,
+  classNames?: readonly string[],
 ): { count: number; labels?: number[]; columns?: number } {
   if (labels && classes) throw new OptionError('--labels and --class mean the same; give one of them.');
-  const asked = (labels ?? classes)?.map((label) => classLabel(label, numClasses));
+  const asked = (labels ?? classes)?.map((label) => labelOf(label, numClasses, classNames));
   const rows = asked ?? (numClasses > 0 && num === undefined ? range(Math.min(numClasses, 10)) : undefined);
   if (!rows) return { count: num ?? defaultCount };
   const count = num ?? rows.length * defaultColumns;
@@ -212,9 +223,10 @@ function layout(
   return { count, columns, labels: rows.flatMap((label) => new Array<number>(columns).fill(label)) };
 }
 
-/** A class by number, or by name for a model of ImageNet's classes. */
-function classLabel(label: number | string, numClasses: number): number {
+/** A class by number, or by name where the model file has names or the classes are ImageNet's. */
+function labelOf(label: number | string, numClasses: number, classNames?: readonly string[]): number {
   if (typeof label === 'number') return label;
+  if (classNames) return classLabel(label, classNames);
   if (numClasses === imagenetClasses.length) return imagenetLabel(label);
   throw new OptionError(`Class "${label}": this model's classes have no names; give numbers, 0 to ${numClasses - 1}.`);
 }

@@ -1,5 +1,5 @@
 /** The 1000 classes of ImageNet-1k (ILSVRC 2012) by their usual English names; a label is the place in this list. */
-import { OptionError, suggestion } from '../errors.js';
+import { classLabel } from './class-label.js';
 
 const names = `
 tench, goldfish, great white shark, tiger shark, hammerhead, electric ray, stingray, cock, hen, ostrich, brambling,
@@ -109,23 +109,7 @@ hen-of-the-woods, bolete, ear, toilet tissue
 /** Name of each label. */
 export const imagenetClasses: readonly string[] = names.trim().replaceAll('\n', ' ').split(', ');
 
-/** By name as written, which tells the dog Cardigan from the garment, and in lower case. */
-const labels = new Map([
-  ...imagenetClasses.map((name, label): [string, number] => [name.toLowerCase(), label]),
-  ...imagenetClasses.map((name, label): [string, number] => [name, label]),
-]);
-
-/** Most names an error suggests. */
-const maxHints = 5;
-
-/** The label of a class name, in any case. Throws OptionError with names that contain it or are close. */
+/** The label of a class name of ImageNet. Throws OptionError with names that contain it or are close. */
 export function imagenetLabel(name: string): number {
-  const label = labels.get(name.trim()) ?? labels.get(name.trim().toLowerCase());
-  if (label !== undefined) return label;
-  const word = name.trim().toLowerCase();
-  const containing = imagenetClasses.filter((candidate) => word !== '' && candidate.toLowerCase().includes(word));
-  const similar = suggestion(word, imagenetClasses);
-  const hints = (containing.length > 0 ? containing : similar ? [similar] : []).slice(0, maxHints);
-  const question = hints.length > 0 ? ` Did you mean ${hints.map((hint) => `"${hint}"`).join(', ')}?` : '';
-  throw new OptionError(`Unknown ImageNet class "${name}".${question}`);
+  return classLabel(name, imagenetClasses, 'ImageNet class');
 }

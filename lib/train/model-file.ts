@@ -27,6 +27,8 @@ const descriptionSchema = z.object({
   config: z.record(z.string(), z.unknown()),
   /** Preset it comes from. */
   preset: z.string().optional(),
+  /** Names of the classes it was trained on, by label. */
+  classNames: z.array(z.string()).optional(),
   /** How it is meant to be sampled. */
   sampler: z.record(z.string(), z.unknown()).default({}),
 });
@@ -39,11 +41,20 @@ export interface ModelDescription extends z.output<typeof descriptionSchema> {
 /** Describes a network for {@link saveModel} and for checkpoints. */
 export function describeModel(
   model: DiffusionModel,
-  { preset, sampler = defaultSampler(model) }: { preset?: string; sampler?: SamplerOptions } = {},
+  {
+    preset,
+    classNames,
+    sampler = defaultSampler(model),
+  }: { preset?: string; classNames?: readonly string[]; sampler?: SamplerOptions } = {},
 ): ModelDescription {
   const kind = Object.entries(modelKinds).find(([, type]) => model instanceof type)?.[0] as string;
-  const config = { ...model.config };
-  return { kind, config, ...(preset === undefined ? {} : { preset }), sampler: parseSampler(sampler) };
+  return {
+    kind,
+    config: { ...model.config },
+    ...(preset !== undefined && { preset }),
+    ...(classNames && { classNames: [...classNames] }),
+    sampler: parseSampler(sampler),
+  };
 }
 
 /** Writes a model file; `dtype` converts the weights. Throws FileError. */

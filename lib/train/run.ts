@@ -28,7 +28,7 @@ import { generate, imageShape, type LatentDecoder } from './generate.js';
 import { readLog, TrainLog } from './log.js';
 import { type BatchSource, type StepReport, Trainer } from './loop.js';
 import { lossCurveSvg } from './loss-curve.js';
-import { describeModel, saveModel } from './model-file.js';
+import { describeModel, type ModelDescription, saveModel } from './model-file.js';
 import { edmObjective, gaussianObjective, latentObjective, type Objective } from './objective.js';
 import type { TrainingPlan } from './recipe.js';
 import { checkSampler } from './sampler-settings.js';
@@ -75,7 +75,7 @@ export class TrainingRun {
     readonly dataset: Dataset | LatentDataset,
     private readonly log: TrainLog,
     private readonly options: TrainingRunOptions,
-    private readonly config: RunConfig,
+    private readonly config: RunConfig & { model: ModelDescription },
   ) {}
 
   /**
@@ -93,7 +93,11 @@ export class TrainingRun {
     const [model, average] = makeModels(plan, seed);
     checkSampler(model, plan.sampler);
     if (sampleEvery > 0) imageShape(model, vae); // says so when the decoder is missing
-    const { dataset, loader } = await openData(data, model, { batchSize: training.batch, seed, flip: training.flip });
+    const { dataset, classNames, loader } = await openData(data, model, {
+      batchSize: training.batch,
+      seed,
+      flip: training.flip,
+    });
     const { emaDecay, emaHalfLifeImages: halfLifeImages, emaRampUp: rampUp = null } = training;
     const trainer = new Trainer<DiffusionModel>({
       model,
@@ -113,7 +117,7 @@ export class TrainingRun {
       microBatch: training.microBatch,
       gradClip: training.gradClip,
     });
-    const config = { model: describeModel(model, plan), training, data: { images: dataset.length } };
+    const config = { model: describeModel(model, { ...plan, classNames }), training, data: { images: dataset.length } };
     if (newest) await restoreCheckpoint(newest, trainer, config);
     await makeFolder(out);
     const log = await TrainLog.open(join(out, 'log.jsonl'), trainer.step);
@@ -144,7 +148,7 @@ export class TrainingRun {
   /** Writes the averaged weights and the loss curve, and returns their paths. */
   async finish(): Promise<{ model: string; lossCurve: string }> {
     const model = join(this.options.out, 'model.safetensors');
-    await saveModel(model, this.average, { description: describeModel(this.average, this.options.plan) });
+    await saveModel(model, this.average, { description: this.config.model });
     const lossCurve = join(this.options.out, 'loss.svg');
     const svg = lossCurveSvg(await readLog(join(this.options.out, 'log.jsonl')));
     await writeFile(lossCurve, svg).catch((error) => {
@@ -229,31 +233,39 @@ async function openData(
   data: string,
   model: DiffusionModel,
   { flip, ...options }: { batchSize: number; seed: number; flip: boolean },
-): Promise<{ dataset: Dataset | LatentDataset; loader: BatchSource }> {
+): Promise<{ dataset: Dataset | LatentDataset; classNames?: readonly string[]; loader: BatchSource }> {
   if (model instanceof ImageDiffiT) {
     const { imgResolution: size, inChannels } = model.config;
     const dataset = await openDataset(data, { size, channels: inChannels as 1 | 3 });
-    checkFits(data, dataset.imageShape, imageShape(model), dataset.numClasses, model);
-    return { dataset, loader: new DataLoader(dataset, { ...options, flip: flip ? 0.5 : 0 }) };
+    const { numClasses, classNames } = dataset;
+    checkFits(data, dataset.imageShape, imageShape(model));
+    checkClasses(data, numClasses, classNames, model);
+    return { dataset, classNames, loader: new DataLoader(dataset, { ...options, flip: flip ? 0.5 : 0 }) };
   }
   const dataset = await openLatents(data);
-  const { latentShape, numClasses, mirrored } = dataset.settings;
+  const { latentShape, numClasses, classNames, mirrored } = dataset.settings;
   const { inChannels, inputSize } = model.config;
-  checkFits(data, latentShape, [inChannels, inputSize, inputSize], numClasses, model);
-  return { dataset, loader: new LatentLoader(dataset, { ...options, flip: flip && mirrored ? 0.5 : 0 }) };
+  checkFits(data, latentShape, [inChannels, inputSize, inputSize]);
+  checkClasses(data, numClasses, classNames, model);
+  return { dataset, classNames, loader: new LatentLoader(dataset, { ...options, flip: flip && mirrored ? 0.5 : 0 }) };
 }
 
-function checkFits(
+function checkFits(data: string, given: readonly number[], expected: readonly number[]): void {
+  if (String(given) === String(expected)) return;
+  throw new DataError(`${data} has samples of ${given.join(' x ')}, this model makes ${expected.join(' x ')}.`);
+}
+
+/** A class without images would be sampled and never learnt: where the data name their classes, the model has those. */
+function checkClasses(
   data: string,
-  given: readonly number[],
-  expected: readonly number[],
   classes: number,
+  classNames: readonly string[] | undefined,
   { config: { numClasses } }: DiffusionModel,
 ): void {
-  if (String(given) !== String(expected)) {
-    throw new DataError(`${data} has samples of ${given.join(' x ')}, this model makes ${expected.join(' x ')}.`);
-  }
   if (numClasses === 0) return;
   if (classes === 0) throw new DataError(`${data} has no labels, and this model has ${numClasses} classes.`);
-  if (classes > numClasses) throw new DataError(`${data} has ${classes} classes, this model ${numClasses}.`);
+  if (classNames ? classes === numClasses : classes <= numClasses) return;
+  throw new DataError(
+    `${data} has ${classes} classes, this model ${numClasses}: set "numClasses" to ${classes} in the recipe's "model".`,
+  );
 }

@@ -108,7 +108,7 @@ t.test('a latent DiffiT, a DiT and a masked one train, resume bit for bit, and d
       '--vae',
       vae,
       '--labels',
-      '0-2',
+      'cat,1,Eel',
       '--num',
       '6',
       '--out',
@@ -234,7 +234,7 @@ t.test('what is missing or does not fit is said', async (t) => {
   });
   t.match(await diffit('sample', '--checkpoint', checkpoint, '--vae', vae, '--class', 'otter'), {
     code: 2,
-    err: /this model's classes have no names; give numbers, 0 to 2/,
+    err: /Unknown class "otter"\. Expected one of: cat, dog, eel\./,
   });
   const broken = join(folder, 'tensors.safetensors');
   await scope(() => saveSafetensors(broken, { x: randn([2]) }));

@@ -111,6 +111,10 @@ t.test('what a run refuses', async (t) => {
     name: 'DataError',
     message: /has 3 classes, this model 2/,
   });
+  await t.rejects(open({ model: { ...tinyConfig, numClasses: 4 } }), {
+    name: 'DataError',
+    message: /has 3 classes, this model 4: set "numClasses" to 3 in the recipe's "model"\./,
+  });
   await t.rejects(open({ training: { batch: 13, lr: 1 } }), {
     name: 'OptionError',
     message: /batch.* is larger than the data set of 12 images/,
