@@ -1,6 +1,7 @@
 /** Devices: opening them by name, the default one, their memory. State is per environment (main thread or worker). */
+import { existsSync } from 'node:fs';
 import { DeviceError, fromNative, OptionError, unknownName } from './errors.js';
-import { type DeviceId, type NativeMemory, native } from './native.js';
+import { backendLibrary, type DeviceId, type NativeMemory, native } from './native.js';
 
 /** 'cpu', 'cpu:avx2' (one code path), 'cuda', 'cuda:1', 'cuda-emulated'. */
 export type DeviceName = string;
@@ -32,16 +33,23 @@ export function deviceId(name: DeviceName): DeviceId {
   if (typeof name !== 'string' || !namePattern.test(name)) {
     throw unknownName('device', String(name), ['cpu', 'cuda', 'cuda:0', 'cuda-emulated']);
   }
-  if (name.startsWith('cuda')) {
-    throw new DeviceError(`Device "${name}" is not available: this build of diffit has no CUDA backend. Use "cpu".`);
-  }
   try {
-    const id = native.openDevice(name, '', threads);
+    const id = native.openDevice(name, libraryOf(name), threads);
     opened.set(name, id);
     return id;
   } catch (error) {
     throw fromNative(error);
   }
+}
+
+/** The shared library of a device's backend; '' for the CPU's, which is in the addon. Throws DeviceError when there is none. */
+function libraryOf(name: DeviceName): string {
+  if (!name.startsWith('cuda')) return '';
+  const emulated = name === 'cuda-emulated';
+  const path = backendLibrary(emulated ? 'cuda_emulated' : 'cuda');
+  if (existsSync(path)) return path;
+  const advice = emulated ? 'In a clone, "npm run build:emulator" makes it.' : 'Use "cpu".';
+  throw new DeviceError(`Device "${name}" is not available: this build of diffit has no ${path}. ${advice}`);
 }
 
 /** Devices of this machine, available or not. Opens each. */

@@ -240,10 +240,10 @@ export interface NativeAddon {
 /** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
 const expectedAbiVersion = 1;
 
+const require = createRequire(import.meta.url);
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 
 function load(): NativeAddon {
-  const require = createRequire(import.meta.url);
   let addon: NativeAddon;
   try {
     addon = (require('node-gyp-build') as (directory: string) => NativeAddon)(root);
@@ -269,6 +269,11 @@ function load(): NativeAddon {
     );
   }
   return addon;
+}
+
+/** Where the library of a backend other than the CPU's lies, beside the addon; there need not be one. */
+export function backendLibrary(name: 'cuda' | 'cuda_emulated'): string {
+  return join(dirname(require('node-gyp-build').resolve(root)), `libdiffit_${name}.so`);
 }
 
 /** The addon, loaded when this module is. */

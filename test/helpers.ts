@@ -151,10 +151,15 @@ export function nchw<T extends FixtureData>(data: T, shape: readonly number[]): 
   return permuted(data, shape, [0, 3, 1, 2]);
 }
 
+/** Every code path of the CPU, and the CUDA kernels on the emulator; DIFFIT_TEST_DEVICES (a comma-separated list) says otherwise. */
+export function testDevices(): DeviceName[] {
+  return process.env.DIFFIT_TEST_DEVICES?.split(',') ?? [...cpuVariants(), 'cuda-emulated'];
+}
+
 /** Runs `fn` as a subtest for every device of this machine, in order. The default device is put back afterwards. */
 export async function forEachDevice(t: Test, fn: (t: Test, device: DeviceName) => Promise<void>): Promise<void> {
   const before = defaultDevice();
-  for (const device of cpuVariants()) {
+  for (const device of testDevices()) {
     await t.test(device, async (t) => {
       try {
         await fn(t, device);

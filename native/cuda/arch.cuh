@@ -138,20 +138,20 @@ __device__ void mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 template <class T>
 __device__ void mma1688(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]);
 
-#define DIFFIT_MMA(type, name)                                                                                     \
-  template <>                                                                                                      \
-  __device__ __forceinline__ void mma16816<type>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {  \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                            \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                            \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                              \
-  }                                                                                                                \
-  template <>                                                                                                      \
-  __device__ __forceinline__ void mma1688<type>(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {   \
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." name "." name                                             \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                        \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));                                                               \
+#define DIFFIT_MMA(type, name)                                                                                 \
+  template <>                                                                                                  \
+  __device__ __forceinline__ void mma16816<type>(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) { \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                        \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                        \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                          \
+  }                                                                                                            \
+  template <>                                                                                                  \
+  __device__ __forceinline__ void mma1688<type>(float(&d)[4], const uint32_t(&a)[2], const uint32_t(&b)[1]) {  \
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." name "." name                                         \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                    \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));                                                           \
   }
 DIFFIT_MMA(bf16, "bf16")
 DIFFIT_MMA(f16, "f16")
@@ -160,7 +160,8 @@ DIFFIT_MMA(f16, "f16")
 /* d += a b, 16 x 8 by 8 x 8 of tf32: rows g, g + 8 and columns q, q + 4 of A; rows q, q + 4, column g of B. */
 __device__ __forceinline__ void mma1688Tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -154,7 +154,9 @@ void mma1688(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
   emulateMma<T, 8>(d, a, b);
 }
 /* tf32, in f32 registers whose low 13 bits are 0. */
-inline void mma1688Tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulateMma<float, 8>(d, a, b); }
+inline void mma1688Tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulateMma<float, 8>(d, a, b);
+}
 
 }  // namespace diffit
 

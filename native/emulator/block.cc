@@ -188,8 +188,10 @@ const char *exchange(const char *what, const void *value, size_t bytes) {
   Block &block = *current;
   Warp &w = block.warps[block.running->number / kWarp];
   if (bytes > kSlotBytes) fault("a warp operation of more than " + std::to_string(kSlotBytes) + " bytes");
-  if (w.arrived == 0) w.what = what;
-  else if (strcmp(w.what, what) != 0) fault(where(block, *block.running) + " is at " + what + ", its warp at " + w.what);
+  if (w.arrived == 0)
+    w.what = what;
+  else if (strcmp(w.what, what) != 0)
+    fault(where(block, *block.running) + " is at " + what + ", its warp at " + w.what);
   char *slots = w.slots[w.turn % 2];
   memcpy(slots + lane() * kSlotBytes, value, bytes);
   const unsigned first = block.running->number / kWarp * kWarp;

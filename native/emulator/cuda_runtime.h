@@ -81,7 +81,9 @@ struct cudaDeviceProp {
 };
 
 static inline const char *cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorMemoryAllocation ? "out of memory" : error == cudaErrorInvalidDevice ? "invalid device ordinal" : "no error";
+  return error == cudaErrorMemoryAllocation ? "out of memory"
+         : error == cudaErrorInvalidDevice  ? "invalid device ordinal"
+                                            : "no error";
 }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int *count) {

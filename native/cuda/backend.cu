@@ -1,0 +1,189 @@
+/*
+ * The CUDA backend: devices, stream-ordered memory, copies, and the table of operations.
+ *
+ * Memory comes from the driver's stream-ordered pool: a block freed here is used again by what is enqueued later. Host
+ * memory of copies is pageable; the runtime stages it, and an upload returns when its source may change.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <new>
+
+#include "context.cuh"
+
+namespace diffit {
+
+#define IN(name) const diffit_tensor *name
+#define OPT(name) const diffit_tensor *name
+#define OUT(name) diffit_tensor *name
+#define OPT_OUT(name) diffit_tensor *name
+#define INOUT(name) diffit_tensor *name
+#define LIST(name) const diffit_list *name
+#define LIST_INOUT(name) const diffit_list *name
+#define INTS(name) const diffit_ints *name
+#define I64(name) int64_t name
+#define F64(name) double name
+#define DIFFIT_OP(name, ...) diffit_status name##_op(diffit_context *, __VA_ARGS__);
+#include "../abi/ops.def"
+#undef DIFFIT_OP
+
+diffit_status fail(diffit_context *ctx, diffit_status status, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(ctx->error, sizeof ctx->error, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+diffit_status check(diffit_context *ctx, cudaError_t error, const char *what) {
+  if (error == cudaSuccess) return DIFFIT_OK;
+  cudaGetLastError(); /* a launch that failed must not fail the next one */
+  const diffit_status status = error == cudaErrorMemoryAllocation ? DIFFIT_OUT_OF_MEMORY : DIFFIT_DEVICE_FAULT;
+  return fail(ctx, status, "%s failed: %s.", what, cudaGetErrorString(error));
+}
+
+void *scratch(diffit_context *ctx, int slot, size_t bytes) {
+  if (bytes <= ctx->scratchBytes[slot]) return ctx->scratch[slot];
+  if (ctx->scratch[slot]) cudaFreeAsync(ctx->scratch[slot], ctx->stream);
+  ctx->scratch[slot] = nullptr;
+  ctx->scratchBytes[slot] = 0;
+  if (check(ctx, cudaMallocAsync(&ctx->scratch[slot], bytes, ctx->stream), "Scratch memory") != DIFFIT_OK)
+    return ctx->scratch[slot] = nullptr;
+  ctx->scratchBytes[slot] = bytes;
+  return ctx->scratch[slot];
+}
+
+namespace {
+
+#if defined(DIFFIT_EMULATED)
+constexpr const char *kName = "cuda-emulated";
+#else
+constexpr const char *kName = "cuda";
+#endif
+/* Oldest architecture the library has code for. */
+constexpr int kOldestMajor = 8;
+
+void destroy(diffit_context *ctx) {
+  if (!ctx) return;
+  cudaSetDevice(ctx->index);
+  for (void *memory : ctx->scratch)
+    if (memory) cudaFreeAsync(memory, ctx->stream);
+  if (ctx->stream) {
+    cudaStreamSynchronize(ctx->stream);
+    cudaStreamDestroy(ctx->stream);
+  }
+  delete ctx;
+}
+
+/* One sentence for what keeps the device from being used. */
+diffit_status explain(cudaError_t error, int index, int count, char *why, size_t whySize) {
+  if (error == cudaErrorInsufficientDriver)
+    snprintf(why, whySize, "There is no NVIDIA driver, or it is too old for CUDA 13: driver 580 or newer is needed.");
+  else if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
+    snprintf(why, whySize, "There is an NVIDIA driver, but it shows no GPU (CUDA_VISIBLE_DEVICES counts).");
+  else if (index >= count)
+    snprintf(why, whySize, "There is no device cuda:%d; this machine has %d.", index, count);
+  else
+    snprintf(why, whySize, "The device cuda:%d could not be opened: %s.", index, cudaGetErrorString(error));
+  return DIFFIT_DEVICE_FAULT;
+}
+
+diffit_status create(int32_t index, const char *, int32_t, diffit_context **context, char *why, size_t whySize) {
+  *context = nullptr;
+  int count = 0;
+  cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || index >= count) return explain(error, index, count, why, whySize);
+  diffit_context *ctx = new (std::nothrow) diffit_context;
+  if (!ctx) {
+    snprintf(why, whySize, "There is no memory for the state of a device.");
+    return DIFFIT_OUT_OF_MEMORY;
+  }
+  ctx->index = index;
+  error = cudaSetDevice(index);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&ctx->about, index);
+  if (error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
+  if (error != cudaSuccess) {
+    destroy(ctx);
+    return explain(error, index, count, why, whySize);
+  }
+  if (ctx->about.major < kOldestMajor) {
+    snprintf(why, whySize, "%s is of compute capability %d.%d; %d.0 or newer is needed.", ctx->about.name,
+             ctx->about.major, ctx->about.minor, kOldestMajor);
+    destroy(ctx);
+    return DIFFIT_UNSUPPORTED;
+  }
+  *context = ctx;
+  return DIFFIT_OK;
+}
+
+void info(diffit_context *ctx, diffit_device_info *out) {
+  snprintf(out->name, sizeof out->name, "%.127s", ctx->about.name);
+  snprintf(out->variant, sizeof out->variant, "sm_%d%d", ctx->about.major, ctx->about.minor);
+  out->threads = ctx->about.multiProcessorCount;
+  out->memory = (int64_t)ctx->about.totalGlobalMem;
+}
+
+/* Called from any thread, where another device may be the current one. */
+void *allocate(diffit_context *ctx, size_t bytes) {
+  void *memory = nullptr;
+  if (cudaSetDevice(ctx->index) == cudaSuccess &&
+      cudaMallocAsync(&memory, bytes ? bytes : 1, ctx->stream) == cudaSuccess)
+    return memory;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void release(diffit_context *ctx, void *memory) {
+  cudaSetDevice(ctx->index);
+  cudaFreeAsync(memory, ctx->stream);
+}
+
+diffit_status copy(diffit_context *ctx, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+  if (bytes == 0) return DIFFIT_OK;
+  TRY(check(ctx, cudaSetDevice(ctx->index), "The device"));
+  TRY(check(ctx, cudaMemcpyAsync(to, from, bytes, kind, ctx->stream), "A copy"));
+  return check(ctx, cudaStreamSynchronize(ctx->stream), "A kernel or a copy");
+}
+diffit_status upload(diffit_context *ctx, void *device, const void *host, size_t bytes) {
+  return copy(ctx, device, host, bytes, cudaMemcpyHostToDevice);
+}
+diffit_status download(diffit_context *ctx, void *host, const void *device, size_t bytes) {
+  return copy(ctx, host, device, bytes, cudaMemcpyDeviceToHost);
+}
+
+const char *error(diffit_context *ctx) { return ctx->error; }
+
+/* Calls an operation with its device current: the queue's thread may serve several. */
+template <class Op, Op op>
+struct OnDevice;
+template <class... Arguments, diffit_status (*op)(diffit_context *, Arguments...)>
+struct OnDevice<diffit_status (*)(diffit_context *, Arguments...), op> {
+  static diffit_status call(diffit_context *ctx, Arguments... arguments) {
+    TRY(check(ctx, cudaSetDevice(ctx->index), "The device"));
+    return op(ctx, arguments...);
+  }
+};
+
+const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
+                                 kName,
+                                 create,
+                                 destroy,
+                                 info,
+                                 allocate,
+                                 release,
+                                 upload,
+                                 download,
+                                 error,
+                                 {
+#define DIFFIT_OP(name, ...) OnDevice<decltype(&name##_op), &name##_op>::call,
+#include "../abi/ops.def"
+#undef DIFFIT_OP
+                                 }};
+
+}  // namespace
+}  // namespace diffit
+
+extern "C" __attribute__((visibility("default"))) const diffit_backend *diffit_backend_table(void) {
+  return &diffit::kBackend;
+}

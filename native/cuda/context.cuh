@@ -1,0 +1,134 @@
+/*
+ * What every kernel file uses: the device's state, sizes and checks of tensors, the launch, and loops over elements.
+ *
+ * Everything is ordered by the one stream of the context. An operation returns when its kernels are enqueued; what
+ * goes wrong in them is found by the next copy to the host.
+ */
+#ifndef DIFFIT_CUDA_CONTEXT_CUH
+#define DIFFIT_CUDA_CONTEXT_CUH
+
+#include "../abi/diffit.h"
+#include "arch.cuh"
+
+#if defined(DIFFIT_EMULATED)
+#include <string>
+#endif
+
+constexpr int kScratchSlots = 4;
+
+struct diffit_context {
+  int index = 0;
+  cudaStream_t stream = nullptr;
+  cudaDeviceProp about = {};
+  void *scratch[kScratchSlots] = {};
+  size_t scratchBytes[kScratchSlots] = {};
+  char error[512] = "";
+};
+
+namespace diffit {
+
+/* Stores a printf-style sentence for diffit_backend.error and returns `status`. */
+diffit_status fail(diffit_context *ctx, diffit_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* DIFFIT_OK, or the status and sentence of a failed call of the runtime. */
+diffit_status check(diffit_context *ctx, cudaError_t error, const char *what);
+/* Device memory that is the operation's own until the next operation asks for the same slot; nullptr when there is none (fail is
+   already called). */
+void *scratch(diffit_context *ctx, int slot, size_t bytes);
+
+/* Leaves the operation with DIFFIT_INVALID and a sentence that names the condition. `ctx` must be in scope. */
+#define REQUIRE(condition)                                                                                 \
+  do {                                                                                                     \
+    if (!(condition)) return ::diffit::fail(ctx, DIFFIT_INVALID, "%s: expected %s", __func__, #condition); \
+  } while (0)
+#define REQUIRE_F32(t) REQUIRE((t)->dtype == DIFFIT_F32)
+/* Leaves the operation when a step of it failed. */
+#define TRY(call)                         \
+  do {                                    \
+    const diffit_status tried = (call);   \
+    if (tried != DIFFIT_OK) return tried; \
+  } while (0)
+
+inline int64_t numel(const diffit_tensor *t) {
+  int64_t n = 1;
+  for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
+  return n;
+}
+inline int64_t lastDim(const diffit_tensor *t) { return t->ndim > 0 ? t->shape[t->ndim - 1] : 1; }
+inline float *f32(const diffit_tensor *t) { return t ? (float *)t->data : nullptr; }
+__host__ __device__ inline int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
+__host__ __device__ inline int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
+__host__ __device__ inline int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Enqueues kernel(arguments...) on `grid` blocks of `block` threads with `sharedBytes` of dynamic shared memory. */
+template <class... Parameters, class... Arguments>
+diffit_status launch(diffit_context *ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t sharedBytes,
+                     Arguments... arguments) {
+#if defined(DIFFIT_EMULATED)
+  std::string why;
+  if (emulator::runGrid(
+          {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, sharedBytes, [&] { kernel(arguments...); }, &why))
+    return DIFFIT_OK;
+  return fail(ctx, DIFFIT_DEVICE_FAULT, "A kernel failed: %s.", why.c_str());
+#else
+  if (sharedBytes > 48 << 10)
+    TRY(check(ctx,
+              cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sharedBytes),
+              "A kernel's shared memory"));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = sharedBytes;
+  config.stream = ctx->stream;
+  return check(ctx, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "A kernel launch");
+#endif
+}
+
+/* ---- loops over elements ------------------------------------------------------------------------------------- */
+
+constexpr int kThreads = 256;
+
+template <class Body>
+__global__ void __launch_bounds__(kThreads) forEachKernel(int64_t n, Body body) {
+  const int64_t stride = (int64_t)gridDim.x * kThreads;
+  for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < n; i += stride) body(i);
+}
+
+/* body(i) for i in [0, n), neighbours in neighbouring threads; body is a `[=] __device__` lambda. */
+template <class Body>
+diffit_status forEach(diffit_context *ctx, int64_t n, Body body) {
+  if (n <= 0) return DIFFIT_OK;
+  const int64_t blocks = imin(ceilDiv(n, kThreads), (int64_t)ctx->about.multiProcessorCount * 16);
+  return launch(ctx, forEachKernel<Body>, dim3((unsigned)blocks), dim3(kThreads), 0, n, body);
+}
+
+/* ---- sums over warps and blocks, in a fixed order ------------------------------------------------------------- */
+
+template <class T>
+__device__ T warpSum(T value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffleXor(value, mask);
+  return value;
+}
+template <class T>
+__device__ T warpMax(T value) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const T other = shuffleXor(value, mask);
+    value = other > value || other != other ? other : value; /* NaN stays */
+  }
+  return value;
+}
+/* The sum over a block of kBlock threads, in every thread; `shared` has kBlock / 32 elements and is free afterwards. */
+template <int kBlock, class T>
+__device__ T blockSum(T value, T *shared) {
+  value = warpSum(value);
+  if (laneIndex() == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  T sum = 0;
+  for (int i = 0; i < kBlock / 32; i++) sum += shared[i];
+  __syncthreads();
+  return sum;
+}
+
+}  // namespace diffit
+
+#endif
