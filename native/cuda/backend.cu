@@ -78,14 +78,20 @@ void destroy(diffit_context *ctx) {
 
 /* One sentence for what keeps the device from being used. */
 diffit_status explain(cudaError_t error, int index, int count, char *why, size_t whySize) {
-  if (error == cudaErrorInsufficientDriver)
-    snprintf(why, whySize, "There is no NVIDIA driver, or it is too old for CUDA 13: driver 580 or newer is needed.");
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver); /* the newest CUDA the driver knows; 0 without one */
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0)
+    snprintf(why, whySize, "There is no NVIDIA driver on this machine.");
+  else if (driver / 1000 < runtime / 1000)
+    snprintf(why, whySize, "The NVIDIA driver is too old: it is made for CUDA %d.%d, and %d.0 is needed.",
+             driver / 1000, driver % 1000 / 10, runtime / 1000);
   else if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
     snprintf(why, whySize, "There is an NVIDIA driver, but it shows no GPU (CUDA_VISIBLE_DEVICES counts).");
-  else if (index >= count)
-    snprintf(why, whySize, "There is no device cuda:%d; this machine has %d.", index, count);
+  else if (error == cudaSuccess && index >= count)
+    snprintf(why, whySize, "There is no device %s:%d; this machine has %d.", kName, index, count);
   else
-    snprintf(why, whySize, "The device cuda:%d could not be opened: %s.", index, cudaGetErrorString(error));
+    snprintf(why, whySize, "The device %s:%d could not be opened: %s.", kName, index, cudaGetErrorString(error));
   return DIFFIT_DEVICE_FAULT;
 }
 
