@@ -34,7 +34,10 @@ int cuGetProcAddress_v2(const char *symbol, void **function, int version, unsign
   *function = (void *)otherwise;
   for (unsigned i = 0; i < sizeof known / sizeof known[0]; i++)
     if (strcmp(symbol, known[i]) == 0)
-      *function = i == 0 ? (void *)cuInit : i == 1 ? (void *)cuDriverGetVersion : i == 2 ? (void *)cuDeviceGetCount : (void *)cuGetProcAddress_v2;
+      *function = i == 0   ? (void *)cuInit
+                  : i == 1 ? (void *)cuDriverGetVersion
+                  : i == 2 ? (void *)cuDeviceGetCount
+                           : (void *)cuGetProcAddress_v2;
   if (status) *status = 0;
   return 0;
 }
