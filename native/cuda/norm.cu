@@ -9,7 +9,7 @@
  * Memory traffic: layer_norm x once, y once; its gradient x and dy twice, dx once; group_norm x three times, y once; its
  * gradient x and dy twice, dx once.
  */
-#include "context.cuh"
+#include "mathfun.cuh"
 
 namespace diffit {
 namespace {
@@ -129,13 +129,6 @@ diffit_status groupSums(diffit_context *ctx, const Columns &g, int64_t groups, c
     b = warpSum(b);
     if (lane == 0) store(row, a, b);
   });
-}
-
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-/* d silu(x) / dx */
-__device__ inline float siluSlope(float x) {
-  const float s = sigmoid(x);
-  return s * (1.0f + x * (1.0f - s));
 }
 
 }  // namespace
@@ -268,7 +261,7 @@ diffit_status group_norm_op(diffit_context *ctx, const diffit_tensor *x, const d
       float v = (in[row * c + j] - means[group]) * rstds[group];
       if (pw) v *= pw[j];
       if (pb) v += pb[j];
-      out[row * c + j] = silu ? v * sigmoid(v) : v;
+      out[row * c + j] = silu ? unaryForward<DIFFIT_SILU>(v) : v;
     }
   });
 }
@@ -298,7 +291,7 @@ diffit_status group_norm_backward_op(diffit_context *ctx, const diffit_tensor *x
   const auto normed = [=] __device__(int64_t group, int64_t i) { return (in[i] - means[group]) * rstds[group]; };
   const auto slope = [=] __device__(float h, int64_t i, int64_t channel) {
     if (!silu) return upstream[i];
-    return upstream[i] * siluSlope((pw ? h * pw[channel] : h) + (pb ? pb[channel] : 0.0f));
+    return upstream[i] * unaryDerivative<DIFFIT_SILU>((pw ? h * pw[channel] : h) + (pb ? pb[channel] : 0.0f));
   };
   TRY(columnSums(ctx, g, partials, [=] __device__(int64_t sample, int64_t i, int64_t channel) {
     const float h = normed(sample * groups + channel / perGroup, i), d = slope(h, i, channel);
