@@ -109,8 +109,7 @@ diffit_status unary_backward_op(diffit_context *ctx, const diffit_tensor *x, con
   const float *in = f32(x), *upstream = f32(dy);
   float *out = f32(dx);
   return withConstant<DIFFIT_SQUARE>(kind, [&](auto k) {
-    return forEach(ctx, numel(x),
-                   [=] __device__(int64_t i) { out[i] = unaryDerivative<decltype(k)::value>(in[i]) * upstream[i]; });
+    return forEach(ctx, numel(x), UnaryBackward<decltype(k)::value>{in, upstream, out});
   });
 }
 

@@ -60,6 +60,10 @@ static inline int __float_as_int(float x) {
   memcpy(&y, &x, 4);
   return y;
 }
+static inline void sincospif(float x, float *sine, float *cosine) {
+  *sine = (float)sin(M_PI * (double)x);
+  *cosine = (float)cos(M_PI * (double)x);
+}
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 
 /* ---- the runtime --------------------------------------------------------------------------------------------- */

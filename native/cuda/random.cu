@@ -1,0 +1,99 @@
+/*
+ * Random numbers: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), uniform and
+ * normal, and dropout.
+ *
+ * The number for element e of sample b is a function of (seed, stream, b, e) alone: the same on any device and for any batch. A
+ * thread makes the four numbers of one counter. Memory traffic: the output once.
+ */
+#include "context.cuh"
+
+namespace diffit {
+namespace {
+
+struct PhiloxKey {
+  uint32_t seedLow, seedHigh, streamLow, streamHigh;
+};
+
+PhiloxKey keyOf(int64_t seed, int64_t stream) {
+  return {(uint32_t)seed, (uint32_t)((uint64_t)seed >> 32), (uint32_t)stream, (uint32_t)((uint64_t)stream >> 32)};
+}
+
+__device__ inline uint4 philox(const PhiloxKey &key, uint32_t counter, uint32_t sample) {
+  uint4 c = make_uint4(counter, sample, key.streamLow, key.streamHigh);
+  uint32_t k0 = key.seedLow, k1 = key.seedHigh;
+  for (int round = 0; round < 10; round++) {
+    const uint32_t pHigh = __umulhi(c.x, 0xD2511F53u), pLow = c.x * 0xD2511F53u;
+    const uint32_t qHigh = __umulhi(c.z, 0xCD9E8D57u), qLow = c.z * 0xCD9E8D57u;
+    c = make_uint4(qHigh ^ c.y ^ k0, qLow, pHigh ^ c.w ^ k1, pLow);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+/* 24 bits of a random word as a number in [0, 1). */
+__device__ inline float unitInterval(uint32_t word) { return (float)(word >> 8) * 0x1p-24f; }
+
+/* Box-Muller on two words. */
+__device__ inline float2 normalPair(uint32_t a, uint32_t b) {
+  const float radius = sqrtf(-2.0f * logf(unitInterval(a) + 0x1p-24f));
+  float sine, cosine;
+  sincospif(2.0f * unitInterval(b), &sine, &cosine);
+  return make_float2(radius * cosine, radius * sine);
+}
+
+/* emit(place of the element in the tensor, its number among four, the counter's words or their normals) for all samples. */
+template <class Emit>
+diffit_status eachCounter(diffit_context *ctx, const diffit_tensor *y, Emit emit) {
+  const int64_t batch = y->ndim > 0 ? y->shape[0] : 1;
+  if (numel(y) == 0) return DIFFIT_OK;
+  const int64_t size = numel(y) / batch, counters = ceilDiv(size, 4);
+  return forEach(ctx, batch * counters, [=] __device__(int64_t i) {
+    const int64_t sample = i / counters, counter = i % counters;
+    emit(sample, counter, sample * size + 4 * counter, (int)imin(4, size - 4 * counter));
+  });
+}
+
+}  // namespace
+
+diffit_status philox_op(diffit_context *ctx, diffit_tensor *y, int64_t kind, int64_t seed, int64_t stream,
+                        int64_t firstSample) {
+  REQUIRE_F32(y);
+  REQUIRE(kind == DIFFIT_UNIFORM || kind == DIFFIT_NORMAL);
+  float *out = f32(y);
+  const PhiloxKey key = keyOf(seed, stream);
+  const bool normal = kind == DIFFIT_NORMAL;
+  return eachCounter(ctx, y, [=] __device__(int64_t sample, int64_t counter, int64_t at, int count) {
+    const uint4 w = philox(key, (uint32_t)counter, (uint32_t)(firstSample + sample));
+    float v[4] = {unitInterval(w.x), unitInterval(w.y), unitInterval(w.z), unitInterval(w.w)};
+    if (normal) {
+      const float2 a = normalPair(w.x, w.y), b = normalPair(w.z, w.w);
+      v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      if (k < count) out[at + k] = v[k];
+  });
+}
+
+diffit_status dropout_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, double p, int64_t seed,
+                         int64_t stream, int64_t firstSample) {
+  REQUIRE_F32(x);
+  REQUIRE_F32(y);
+  REQUIRE(numel(x) == numel(y));
+  REQUIRE(p >= 0 && p <= 1);
+  const float *in = f32(x);
+  float *out = f32(y);
+  const PhiloxKey key = keyOf(seed, stream);
+  const float threshold = (float)(ceil(p * 0x1p24) * 0x1p-24); /* u >= p exactly, for every 24-bit u */
+  const float scale = (float)(1.0 / (1.0 - p));
+  return eachCounter(ctx, y, [=] __device__(int64_t sample, int64_t counter, int64_t at, int count) {
+    const uint4 w = philox(key, (uint32_t)counter, (uint32_t)(firstSample + sample));
+    const float u[4] = {unitInterval(w.x), unitInterval(w.y), unitInterval(w.z), unitInterval(w.w)};
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      if (k < count) out[at + k] = u[k] >= threshold ? in[at + k] * scale : 0.0f;
+  });
+}
+
+}  // namespace diffit
