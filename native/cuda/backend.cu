@@ -73,6 +73,7 @@ void destroy(diffit_context *ctx) {
     cudaStreamSynchronize(ctx->stream);
     cudaStreamDestroy(ctx->stream);
   }
+  if (ctx->badIndex) cudaFreeHost(ctx->badIndex);
   delete ctx;
 }
 
@@ -109,6 +110,8 @@ diffit_status create(int32_t index, const char *, int32_t, diffit_context **cont
   error = cudaSetDevice(index);
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&ctx->about, index);
   if (error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
+  if (error == cudaSuccess) error = cudaMallocHost((void **)&ctx->badIndex, sizeof *ctx->badIndex);
+  if (error == cudaSuccess) memset(ctx->badIndex, 0, sizeof *ctx->badIndex);
   if (error != cudaSuccess) {
     destroy(ctx);
     return explain(error, index, count, why, whySize);
@@ -149,7 +152,12 @@ diffit_status copy(diffit_context *ctx, void *to, const void *from, size_t bytes
   if (bytes == 0) return DIFFIT_OK;
   TRY(check(ctx, cudaSetDevice(ctx->index), "The device"));
   TRY(check(ctx, cudaMemcpyAsync(to, from, bytes, kind, ctx->stream), "A copy"));
-  return check(ctx, cudaStreamSynchronize(ctx->stream), "A kernel or a copy");
+  TRY(check(ctx, cudaStreamSynchronize(ctx->stream), "A kernel or a copy"));
+  if (kind != cudaMemcpyDeviceToHost || !ctx->badIndex->taken) return DIFFIT_OK;
+  const diffit_bad_index bad = *ctx->badIndex;
+  ctx->badIndex->taken = 0;
+  return fail(ctx, DIFFIT_INVALID, "%s: index %lld at position %lld; expected 0 to %lld", bad.op, (long long)bad.value,
+              (long long)bad.position, (long long)bad.limit - 1);
 }
 diffit_status upload(diffit_context *ctx, void *device, const void *host, size_t bytes) {
   return copy(ctx, device, host, bytes, cudaMemcpyHostToDevice);

@@ -16,12 +16,20 @@
 
 constexpr int kScratchSlots = 4;
 
+/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next copy to the host. */
+struct diffit_bad_index {
+  int taken;
+  const char *op; /* a literal of the host's; the device only carries it */
+  int64_t value, position, limit;
+};
+
 struct diffit_context {
   int index = 0;
   cudaStream_t stream = nullptr;
   cudaDeviceProp about = {};
   void *scratch[kScratchSlots] = {};
   size_t scratchBytes[kScratchSlots] = {};
+  diffit_bad_index *badIndex = nullptr;
   char error[512] = "";
 };
 
@@ -55,6 +63,13 @@ inline int64_t numel(const diffit_tensor *t) {
   return n;
 }
 inline int64_t lastDim(const diffit_tensor *t) { return t->ndim > 0 ? t->shape[t->ndim - 1] : 1; }
+/* Number of rows: all dimensions but the last. */
+inline int64_t leadingRows(const diffit_tensor *t) {
+  int64_t rows = 1;
+  for (int d = 0; d < t->ndim - 1; d++) rows *= t->shape[d];
+  return rows;
+}
+inline bool isVector(const diffit_tensor *t, int64_t n) { return t->dtype == DIFFIT_F32 && numel(t) == n; }
 inline float *f32(const diffit_tensor *t) { return t ? (float *)t->data : nullptr; }
 __host__ __device__ inline int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ inline int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -84,6 +99,20 @@ diffit_status launch(diffit_context *ctx, void (*kernel)(Parameters...), dim3 gr
 #endif
 }
 
+/* Is ids[position] in [0, limit)? If not, it is remembered for the next copy to the host. */
+__device__ inline bool isIndex(diffit_bad_index *report, const char *op, const int64_t *ids, int64_t position,
+                               int64_t limit) {
+  const int64_t value = ids[position];
+  if (value >= 0 && value < limit) return true;
+  if (atomicCAS(&report->taken, 0, 1) == 0) {
+    report->op = op;
+    report->value = value;
+    report->position = position;
+    report->limit = limit;
+  }
+  return false;
+}
+
 /* ---- loops over elements ------------------------------------------------------------------------------------- */
 
 constexpr int kThreads = 256;
@@ -100,6 +129,24 @@ diffit_status forEach(diffit_context *ctx, int64_t n, Body body) {
   if (n <= 0) return DIFFIT_OK;
   const int64_t blocks = imin(ceilDiv(n, kThreads), (int64_t)ctx->about.multiProcessorCount * 16);
   return launch(ctx, forEachKernel<Body>, dim3((unsigned)blocks), dim3(kThreads), 0, n, body);
+}
+
+/* ---- loops over rows ----------------------------------------------------------------------------------------- */
+
+constexpr int kWarpsPerBlock = kThreads / 32;
+
+template <class Body>
+__global__ void __launch_bounds__(kThreads) eachRowKernel(int64_t rows, Body body) {
+  const int64_t stride = (int64_t)gridDim.x * kWarpsPerBlock;
+  for (int64_t r = (int64_t)blockIdx.x * kWarpsPerBlock + threadIdx.x / 32; r < rows; r += stride) body(r, laneIndex());
+}
+
+/* body(row, lane) with a whole warp per row. */
+template <class Body>
+diffit_status eachRow(diffit_context *ctx, int64_t rows, Body body) {
+  if (rows <= 0) return DIFFIT_OK;
+  const int64_t blocks = imin(ceilDiv(rows, kWarpsPerBlock), (int64_t)ctx->about.multiProcessorCount * 32);
+  return launch(ctx, eachRowKernel<Body>, dim3((unsigned)blocks), dim3(kThreads), 0, rows, body);
 }
 
 /* ---- sums over warps and blocks, in a fixed order ------------------------------------------------------------- */

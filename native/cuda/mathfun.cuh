@@ -63,6 +63,45 @@ __device__ float unaryDerivative(float x) {
   return 1.0f;
 }
 
+/* The same with a kind known at run time only; all threads of a warp have the same one. */
+__device__ inline float unaryForwardOf(int kind, float x) {
+  switch (kind) {
+    case DIFFIT_GELU_TANH:
+      return unaryForward<DIFFIT_GELU_TANH>(x);
+    case DIFFIT_GELU_ERF:
+      return unaryForward<DIFFIT_GELU_ERF>(x);
+    case DIFFIT_SILU:
+      return unaryForward<DIFFIT_SILU>(x);
+    case DIFFIT_RELU:
+      return unaryForward<DIFFIT_RELU>(x);
+    case DIFFIT_TANH:
+      return unaryForward<DIFFIT_TANH>(x);
+    default:
+      return unaryForward<DIFFIT_SIGMOID>(x);
+  }
+}
+__device__ inline float unaryDerivativeOf(int kind, float x) {
+  switch (kind) {
+    case DIFFIT_GELU_TANH:
+      return unaryDerivative<DIFFIT_GELU_TANH>(x);
+    case DIFFIT_GELU_ERF:
+      return unaryDerivative<DIFFIT_GELU_ERF>(x);
+    case DIFFIT_SILU:
+      return unaryDerivative<DIFFIT_SILU>(x);
+    case DIFFIT_RELU:
+      return unaryDerivative<DIFFIT_RELU>(x);
+    case DIFFIT_TANH:
+      return unaryDerivative<DIFFIT_TANH>(x);
+    default:
+      return unaryDerivative<DIFFIT_SIGMOID>(x);
+  }
+}
+/* The kinds that a matrix product may end with. */
+inline bool isActivation(int64_t kind) {
+  return kind == DIFFIT_GELU_TANH || kind == DIFFIT_GELU_ERF || kind == DIFFIT_SILU || kind == DIFFIT_RELU ||
+         kind == DIFFIT_TANH || kind == DIFFIT_SIGMOID;
+}
+
 template <int kKind>
 __device__ float binaryForward(float a, float b) {
   if constexpr (kKind == DIFFIT_ADD) return a + b;

@@ -14,35 +14,9 @@
 namespace diffit {
 namespace {
 
-constexpr int kWarpsPerBlock = kThreads / 32;
 constexpr int kColumns = 32, kRowLanes = kThreads / kColumns;
 /* Most chunks that a column is summed in, and fewest rows of one. */
 constexpr int64_t kMaxChunks = 64, kMinChunkRows = 32;
-
-bool isVector(const diffit_tensor *t, int64_t n) { return t->dtype == DIFFIT_F32 && numel(t) == n; }
-
-/* Number of rows: all dimensions but the last. */
-int64_t leadingRows(const diffit_tensor *t) {
-  int64_t rows = 1;
-  for (int d = 0; d < t->ndim - 1; d++) rows *= t->shape[d];
-  return rows;
-}
-
-/* ---- loops over rows ----------------------------------------------------------------------------------------- */
-
-template <class Body>
-__global__ void __launch_bounds__(kThreads) eachRowKernel(int64_t rows, Body body) {
-  const int64_t stride = (int64_t)gridDim.x * kWarpsPerBlock;
-  for (int64_t r = (int64_t)blockIdx.x * kWarpsPerBlock + threadIdx.x / 32; r < rows; r += stride) body(r, laneIndex());
-}
-
-/* body(row, lane) with a whole warp per row. */
-template <class Body>
-diffit_status eachRow(diffit_context *ctx, int64_t rows, Body body) {
-  if (rows <= 0) return DIFFIT_OK;
-  const int64_t blocks = imin(ceilDiv(rows, kWarpsPerBlock), (int64_t)ctx->about.multiProcessorCount * 32);
-  return launch(ctx, eachRowKernel<Body>, dim3((unsigned)blocks), dim3(kThreads), 0, rows, body);
-}
 
 /* ---- sums over columns --------------------------------------------------------------------------------------- */
 

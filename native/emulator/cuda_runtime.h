@@ -1,7 +1,7 @@
 /*
  * Stands in for CUDA's <cuda_runtime.h> when native/cuda is compiled by the host compiler: the words of the language, the
- * built-in variables, and as much of the runtime as native/cuda calls, over the machine's own memory. One device, of one
- * "multiprocessor"; streams do everything at once.
+ * built-in variables, and as much of the runtime as native/cuda calls, over the machine's own memory. One device, of four
+ * "multiprocessors"; streams do everything at once.
  */
 #ifndef DIFFIT_EMULATOR_CUDA_RUNTIME_H
 #define DIFFIT_EMULATOR_CUDA_RUNTIME_H
@@ -64,6 +64,12 @@ static inline void sincospif(float x, float *sine, float *cosine) {
   *sine = (float)sin(M_PI * (double)x);
   *cosine = (float)cos(M_PI * (double)x);
 }
+/* One thread at a time runs. */
+static inline int atomicCAS(int *at, int expected, int value) {
+  const int old = *at;
+  if (old == expected) *at = value;
+  return old;
+}
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 
 /* ---- the runtime --------------------------------------------------------------------------------------------- */
@@ -104,7 +110,7 @@ static inline cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 static inline cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int) {
-  *about = {"CUDA emulator", 0, 8, 0, 1};
+  *about = {"CUDA emulator", 0, 8, 0, 4};
   return cudaSuccess;
 }
 static inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
@@ -120,6 +126,13 @@ static inline cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStrea
   return cudaSuccess;
 }
 static inline cudaError_t cudaFreeAsync(void *memory, cudaStream_t) {
+  free(memory);
+  return cudaSuccess;
+}
+static inline cudaError_t cudaMallocHost(void **memory, size_t bytes) {
+  return (*memory = malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static inline cudaError_t cudaFreeHost(void *memory) {
   free(memory);
   return cudaSuccess;
 }
