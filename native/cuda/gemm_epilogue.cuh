@@ -48,7 +48,8 @@ struct EpilogueStore {
       return;
     }
 #pragma unroll 1
-    for (int j = 0; j < 4 && column + j < n; j++) e(j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w, at + j, column + j);
+    for (int j = 0; j < 4 && column + j < n; j++)
+      e(j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w, at + j, column + j);
   }
 };
 

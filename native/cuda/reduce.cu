@@ -191,8 +191,7 @@ diffit_status cross_entropy_backward_op(diffit_context *ctx, const diffit_tensor
     const float *row = in + r * n, top = rowMax(row, n, lane), g = upstream[r];
     const float scale = (float)(g / rowExpSum(row, n, top, lane));
     if (lane == 0) isIndex(report, "cross_entropy_backward", label, r, n);
-    for (int64_t i = lane; i < n; i += 32)
-      out[r * n + i] = expf(row[i] - top) * scale - (i == label[r] ? g : 0.0f);
+    for (int64_t i = lane; i < n; i += 32) out[r * n + i] = expf(row[i] - top) * scale - (i == label[r] ? g : 0.0f);
   });
 }
 
