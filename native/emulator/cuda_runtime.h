@@ -88,6 +88,7 @@ struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
   int major, minor, multiProcessorCount;
+  size_t sharedMemPerBlockOptin;
 };
 
 static inline const char *cudaGetErrorString(cudaError_t error) {
@@ -110,7 +111,7 @@ static inline cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 static inline cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int) {
-  *about = {"CUDA emulator", 0, 8, 0, 4};
+  *about = {"CUDA emulator", 0, 8, 0, 4, ::diffit::emulator::kMaxSharedBytes};
   return cudaSuccess;
 }
 static inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
