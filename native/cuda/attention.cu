@@ -150,7 +150,7 @@ diffit_status attention_op(diffit_context *ctx, const diffit_tensor *qkv, const 
   return withShape<ForwardShared>(ctx, s, [&](auto shape) {
     using Shape = decltype(shape);
     const int64_t blocks = ceilDiv(s.problems, Shape::kProblems) * ceilDiv(s.tokens, Shape::kTile);
-    REQUIRE(blocks < (int64_t)1 << 31);
+    if (blocks >= (int64_t)1 << 31) return fail(ctx, DIFFIT_UNSUPPORTED, "attention: more than 2^31 blocks");
     return launch(ctx, attentionKernel<Shape>, dim3((unsigned)blocks), dim3(kThreads), sizeof(ForwardShared<Shape>), s,
                   f32(qkv), f32(time), columns, f32(y), f32(lse));
   });
