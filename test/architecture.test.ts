@@ -39,8 +39,9 @@ const libRooms: Room[] = [
 const nativeRooms: Room[] = [
   { name: 'abi', holds: ['native/abi/'] },
   { name: 'cpu', holds: ['native/cpu/'], only: ['abi'] },
-  { name: 'cuda', holds: ['native/cuda/'], only: ['abi'] },
-  { name: 'emulator', holds: ['native/emulator/'], only: ['abi', 'cuda'] },
+  // Stands in for CUDA's toolkit, so it lies below the kernels and knows nothing of them.
+  { name: 'emulator', holds: ['native/emulator/'], only: [] },
+  { name: 'cuda', holds: ['native/cuda/'], only: ['abi', 'emulator'] },
   { name: 'binding', holds: ['native/binding/'], only: ['abi'] },
 ];
 

@@ -44,11 +44,11 @@ diffit_status check(diffit_context *ctx, cudaError_t error, const char *what) {
 }
 
 void *scratch(diffit_context *ctx, int slot, size_t bytes) {
-  if (bytes <= ctx->scratchBytes[slot]) return ctx->scratch[slot];
+  if (ctx->scratch[slot] && bytes <= ctx->scratchBytes[slot]) return ctx->scratch[slot];
   if (ctx->scratch[slot]) cudaFreeAsync(ctx->scratch[slot], ctx->stream);
   ctx->scratch[slot] = nullptr;
   ctx->scratchBytes[slot] = 0;
-  if (check(ctx, cudaMallocAsync(&ctx->scratch[slot], bytes, ctx->stream), "Scratch memory") != DIFFIT_OK)
+  if (check(ctx, cudaMallocAsync(&ctx->scratch[slot], bytes ? bytes : 1, ctx->stream), "Scratch memory") != DIFFIT_OK)
     return ctx->scratch[slot] = nullptr;
   ctx->scratchBytes[slot] = bytes;
   return ctx->scratch[slot];
