@@ -2,9 +2,10 @@
  * The running half of autograd: reverse-mode differentiation over the recorded nodes, and recomputation of stretches
  * of the forward pass (checkpointing). First derivatives only.
  */
+import type { DType } from './dtype.js';
 import { AutogradError, ShapeError } from './errors.js';
 import { gradients } from './grads.js';
-import { linearCombination } from './ops/elementwise.js';
+import { castRaw, linearCombination } from './ops/elementwise.js';
 import { reshape } from './ops/index.js';
 import { defaultGenerator } from './ops/random.js';
 import { adopt, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
@@ -41,7 +42,10 @@ function backward(root: Tensor, gradient?: Tensor): void {
   }
   noGrad(() => {
     const pending = new Map<Node, Tensor>();
-    pending.set(start, gradient ? gradient.alias() : keep(full(root.shape, 1, { device: root.device })));
+    pending.set(
+      start,
+      gradient ? gradient.alias() : keep(full(root.shape, 1, { dtype: root.dtype, device: root.device })),
+    );
     try {
       for (const node of order) {
         const g = pending.get(node);
@@ -72,7 +76,7 @@ function inFallingOrder(start: Node): Node[] {
 
 /** Runs one node's rule and hands the results to the nodes or leaves they belong to. */
 function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
-  const { saved, shapes, attributes, edges } = node;
+  const { saved, shapes, dtypes, attributes, edges } = node;
   const needs = edges.map((edge) => edge !== undefined);
   try {
     scope(() => {
@@ -80,8 +84,10 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
       for (const [i, edge] of edges.entries()) {
         if (edge === undefined) continue;
         const entry = results[i];
-        const result = typeof entry === 'function' ? entry() : entry;
-        if (!result) continue;
+        const raw = typeof entry === 'function' ? entry() : entry;
+        if (!raw) continue;
+        const dtype = dtypes[i] as DType; // a gradient has its tensor's dtype
+        const result = raw.dtype === dtype ? raw : castRaw(raw, dtype);
         if (edge instanceof Node) pending.set(edge, accumulate(pending.get(edge), result));
         else edge.grad = accumulate(edge.grad, result);
       }
@@ -139,6 +145,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     'checkpoint',
     edges,
     inputs.map((input) => input.shape),
+    inputs.map((input) => input.dtype),
     saved,
     { rerun },
   );

@@ -61,7 +61,7 @@ const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
   () => sumTo(mul(g, affine(share, -1, 1)), b.shape),
 ];
 
-const like = (x: Tensor): Tensor => Tensor.empty(x.shape, 'f32', x.device);
+const like = (x: Tensor, dtype: DType = x.dtype): Tensor => Tensor.empty(x.shape, dtype, x.device);
 const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =>
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);

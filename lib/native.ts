@@ -238,7 +238,7 @@ export interface NativeAddon {
 }
 
 /** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
-const expectedAbiVersion = 1;
+const expectedAbiVersion = 2;
 
 const require = createRequire(import.meta.url);
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');

@@ -1,5 +1,5 @@
 /**
- * Who owns a tensor, and whether gradients are being recorded. Both follow the asynchronous call (AsyncLocalStorage),
+ * Who owns a tensor, whether gradients are being recorded, and in which precision. All follow the asynchronous call (AsyncLocalStorage),
  * so concurrent tasks never see each other's scope.
  *
  * A scope disposes every tensor made inside it when it ends, except those it returns, which pass to the scope around
@@ -15,9 +15,13 @@ export interface Owned {
 interface Frame {
   readonly owned: Set<Owned> | undefined;
   readonly grad: boolean;
+  readonly autocast: LowPrecision | undefined;
 }
 
-const outermost: Frame = { owned: undefined, grad: true };
+/** The dtypes that matrix units multiply at full speed. */
+export type LowPrecision = 'bf16' | 'f16';
+
+const outermost: Frame = { owned: undefined, grad: true, autocast: undefined };
 const storage = new AsyncLocalStorage<Frame>();
 
 /** Registers a new tensor with the scope that is current, if any. */
@@ -43,7 +47,7 @@ export function gradEnabled(): boolean {
  */
 export function scope<T>(fn: () => T): T {
   const parent = storage.getStore() ?? outermost;
-  const frame: Frame = { owned: new Set(), grad: parent.grad };
+  const frame: Frame = { ...parent, owned: new Set() };
   return settle(frame, fn, (result) => end(frame, parent, result));
 }
 
@@ -55,7 +59,23 @@ export function noGrad<T>(fn: () => T): T {
 /** Runs `fn` with recording switched on (inside a noGrad) or off. */
 export function withGrad<T>(grad: boolean, fn: () => T): T {
   const parent = storage.getStore() ?? outermost;
-  return parent.grad === grad ? fn() : storage.run({ owned: parent.owned, grad }, fn);
+  return parent.grad === grad ? fn() : storage.run({ ...parent, grad }, fn);
+}
+
+/**
+ * Runs `fn` in mixed precision: matrix products, convolutions and attention take their operands in `dtype` (weights stay f32
+ * and are converted), and what feeds them is stored in it; sums, norms' statistics, losses and weight gradients stay f32.
+ * 'f32' switches it off inside another autocast.
+ */
+export function autocast<T>(dtype: LowPrecision | 'f32', fn: () => T): T {
+  const parent = storage.getStore() ?? outermost;
+  const wanted = dtype === 'f32' ? undefined : dtype;
+  return parent.autocast === wanted ? fn() : storage.run({ ...parent, autocast: wanted }, fn);
+}
+
+/** The dtype of the autocast around the caller, if any. */
+export function autocastDType(): LowPrecision | undefined {
+  return (storage.getStore() ?? outermost).autocast;
 }
 
 function settle<T>(frame: Frame, fn: () => T, finish: (result: unknown) => void): T {

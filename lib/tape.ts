@@ -5,6 +5,7 @@
  * with it. Nodes are numbered in order of creation; backward() walks them in falling order (autograd.ts), looking up
  * the rule of `op` in grads.ts.
  */
+import type { DType } from './dtype.js';
 import { AutogradError } from './errors.js';
 import { gradEnabled } from './scope.js';
 import type { Shape } from './shape.js';
@@ -25,6 +26,8 @@ export class Node {
     /** Where each input's gradient goes: the input's own node, the leaf tensor, or nowhere. */
     readonly edges: readonly (Node | Tensor | undefined)[],
     readonly shapes: readonly Shape[],
+    /** Of the inputs, and so of their gradients. */
+    readonly dtypes: readonly (DType | undefined)[],
     /** Aliases of the tensors the rule needs; undefined entries are absent optional inputs. */
     readonly saved: readonly (Tensor | undefined)[],
     readonly attributes: Attributes,
@@ -58,6 +61,7 @@ export function record(
     op,
     edges,
     inputs.map((input) => input?.shape ?? []),
+    inputs.map((input) => input?.dtype),
     aliases,
     attributes,
   );

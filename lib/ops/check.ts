@@ -1,6 +1,6 @@
 /** Checks shared by the operations; each throws a typed error that names the operation and the argument. */
 import type { DeviceName } from '../device.js';
-import type { DType } from '../dtype.js';
+import { type DType, isFloat } from '../dtype.js';
 import { DeviceError, DTypeError, OptionError, ShapeError } from '../errors.js';
 import { format, type Shape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -12,17 +12,35 @@ export function checkTensors(op: string, tensors: Named, dtype: DType = 'f32', d
   let expected = device;
   for (const name in tensors) {
     const tensor = tensors[name];
-    if (tensor === undefined) continue;
-    if (tensor.dtype === undefined) throw new OptionError(`${op}: ${name} is not a tensor.`);
-    if (tensor.dtype !== dtype) {
-      throw new DTypeError(`${op}: ${name} is ${tensor.dtype}, expected ${dtype} (convert with .to('${dtype}')).`);
-    }
-    if (expected !== undefined && tensor.device !== expected) {
-      throw new DeviceError(`${op}: ${name} is on ${tensor.device}, the others on ${expected}.`);
-    }
-    expected ??= tensor.device;
-    void tensor.id; // throws when it was disposed
+    if (tensor !== undefined) expected = checkTensor(op, name, tensor, dtype, expected);
   }
+}
+
+/** As {@link checkTensors}, for tensors that may each be f32, bf16 or f16. */
+export function checkFloats(op: string, tensors: Named, device?: DeviceName): void {
+  let expected = device;
+  for (const name in tensors) {
+    const tensor = tensors[name];
+    if (tensor === undefined) continue;
+    expected = checkTensor(op, name, tensor, isFloat(tensor.dtype) ? tensor.dtype : 'f32', expected);
+  }
+}
+
+function checkTensor(op: string, name: string, tensor: Tensor, dtype: DType, device?: DeviceName): DeviceName {
+  if (tensor.dtype === undefined) throw new OptionError(`${op}: ${name} is not a tensor.`);
+  if (tensor.dtype !== dtype) {
+    throw new DTypeError(`${op}: ${name} is ${tensor.dtype}, expected ${dtype} (convert with .to('${dtype}')).`);
+  }
+  if (device !== undefined && tensor.device !== device) {
+    throw new DeviceError(`${op}: ${name} is on ${tensor.device}, the others on ${device}.`);
+  }
+  void tensor.id; // throws when it was disposed
+  return tensor.device;
+}
+
+/** The dtype of a result of these: theirs when they agree, else f32. */
+export function promote(first: Tensor, ...others: readonly (Tensor | undefined)[]): DType {
+  return others.every((other) => other === undefined || other.dtype === first.dtype) ? first.dtype : 'f32';
 }
 
 /** `tensor` has exactly this shape; -1 entries match anything. */

@@ -19,9 +19,10 @@ extern "C" {
 #endif
 
 /* Raise with every change of this header or of ops.def; the loader refuses another value. */
-#define DIFFIT_ABI_VERSION 1
+#define DIFFIT_ABI_VERSION 2
 #define DIFFIT_MAX_DIMS 6
 #define DIFFIT_ALIGNMENT 64
+#define DIFFIT_MARKS 1024
 
 typedef int32_t diffit_status;
 enum {
@@ -159,6 +160,26 @@ typedef struct diffit_backend {
 
   /* The sentence that belongs to the last status that was not DIFFIT_OK. */
   const char *(*error)(diffit_context *);
+
+  /* From here to `ops` a function may be NULL: the backend has nothing of the kind. */
+
+  /* Number of devices create() would open; 0 where there is none. */
+  int32_t (*count)(void);
+  /* Bytes that the device has free now, of all processes' together, and its total. */
+  diffit_status (*memory)(diffit_context *, int64_t *freeBytes, int64_t *totalBytes);
+
+  /* Puts mark `slot` (0 to DIFFIT_MARKS - 1) behind everything enqueued so far; elapsed() waits for both marks and gives the
+     device's milliseconds between them. */
+  diffit_status (*mark)(diffit_context *, int32_t slot);
+  diffit_status (*elapsed)(diffit_context *, int32_t from, int32_t to, double *milliseconds);
+
+  /* Between capture_begin and capture_end operations are remembered, not run; replay runs them all in one launch, on the same
+     memory. capture_end gives NULL and a status when what was remembered cannot be replayed. A graph goes stale when the backend
+     has moved its scratch memory: replay then returns DIFFIT_UNSUPPORTED and has done nothing. */
+  diffit_status (*capture_begin)(diffit_context *);
+  diffit_status (*capture_end)(diffit_context *, void **graph);
+  diffit_status (*replay)(diffit_context *, void *graph);
+  void (*free_graph)(diffit_context *, void *graph);
 
   diffit_ops ops;
 } diffit_backend;

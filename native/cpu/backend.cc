@@ -246,6 +246,14 @@ const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  copy,
                                  copy,
                                  error,
+                                 nullptr, /* count */
+                                 nullptr, /* memory */
+                                 nullptr, /* mark */
+                                 nullptr, /* elapsed */
+                                 nullptr, /* capture_begin */
+                                 nullptr, /* capture_end */
+                                 nullptr, /* replay */
+                                 nullptr, /* free_graph */
                                  {
 #define DIFFIT_OP(name, ...) Through<decltype(diffit_ops::name), &diffit_ops::name>::call,
 #include "../abi/ops.def"

@@ -189,6 +189,14 @@ const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  upload,
                                  download,
                                  error,
+                                 nullptr, /* count */
+                                 nullptr, /* memory */
+                                 nullptr, /* mark */
+                                 nullptr, /* elapsed */
+                                 nullptr, /* capture_begin */
+                                 nullptr, /* capture_end */
+                                 nullptr, /* replay */
+                                 nullptr, /* free_graph */
                                  {
 #define DIFFIT_OP(name, ...) OnDevice<decltype(&name##_op), &name##_op>::call,
 #include "../abi/ops.def"
