@@ -184,6 +184,7 @@ export const gradients: Readonly<Record<string, Rule>> = {
     return [dx, dw, db];
   },
   attention: (g, { saved: [qkv, time, table, y, lse], shapes, needs, attributes: { heads, wh, ww, scale } }) => {
+    const dy = g.dtype === y.dtype ? g : castRaw(g, y.dtype);
     const dqkv = like(qkv);
     const dtime = emptyIf(needs[1], shapes[1], g);
     const dtable = emptyIf(needs[2], shapes[2], g);
@@ -193,7 +194,7 @@ export const gradients: Readonly<Record<string, Rule>> = {
       idOf(table),
       y.id,
       lse.id,
-      g.id,
+      dy.id,
       dqkv.id,
       idOf(dtime),
       idOf(dtable),

@@ -4,9 +4,12 @@
  */
 import { OptionError } from '../errors.js';
 import { native } from '../native.js';
+import { autocastDType } from '../scope.js';
 import { needsGrad, record } from '../tape.js';
 import { Tensor } from '../tensor.js';
-import { checkInteger, checkShapeOf, checkTensors } from './check.js';
+import { checkFloats, checkInteger, checkShapeOf } from './check.js';
+import { cast } from './elementwise.js';
+import { lowered } from './precision.js';
 
 /** Arguments of {@link attention} besides qkv. */
 export interface AttentionOptions {
@@ -26,9 +29,12 @@ export interface AttentionOptions {
   table?: Tensor;
 }
 
-/** qkv [B, H, W, 3C] (per token q, k, v; each head-major) -> [B, H, W, C]; logits are scaled by 1 / sqrt(C / heads). */
+/**
+ * qkv [B, H, W, 3C] (per token q, k, v; each head-major) -> [B, H, W, C]; logits are scaled by 1 / sqrt(C / heads). The result has
+ * qkv's dtype, under autocast the autocast's; the time token, the table, logits and sums are f32.
+ */
 export function attention(qkv: Tensor, { heads, window, time, table }: AttentionOptions): Tensor {
-  checkTensors('attention', { qkv, time, table });
+  checkFloats('attention', { qkv, time, table });
   checkShapeOf('attention', 'qkv', qkv, [-1, -1, -1, -1]);
   checkInteger('attention', 'heads', heads, 1);
   const [b, h, w, c3] = qkv.shape;
@@ -45,12 +51,17 @@ export function attention(qkv: Tensor, { heads, window, time, table }: Attention
   checkShapeOf('attention', 'time', time, [b, c3]);
   const rows = (2 * wh - 1) * (2 * ww - 1);
   checkShapeOf('attention', 'table', table, table?.ndim === 3 ? [b, rows, heads] : [rows, heads]);
-  const inputs = [qkv, time, table];
+  const inputs = [lowered(qkv, autocastDType()), widened(time), widened(table)] as const;
+  const [x, timeToken, bias] = inputs;
   const scale = 1 / Math.sqrt(c / heads);
-  const y = Tensor.empty([b, h, w, c], 'f32', qkv.device);
-  const lse = needsGrad(inputs) ? Tensor.empty([b, heads, h, w], 'f32', qkv.device) : undefined;
-  native.ops.attention(qkv.id, time?.id ?? 0, table?.id ?? 0, y.id, lse?.id ?? 0, heads, wh, ww, scale);
-  record('attention', inputs, y, [qkv, time, table, y, lse], { heads, wh, ww, scale });
+  const y = Tensor.empty([b, h, w, c], x.dtype, x.device);
+  const lse = needsGrad(inputs) ? Tensor.empty([b, heads, h, w], 'f32', x.device) : undefined;
+  native.ops.attention(x.id, timeToken?.id ?? 0, bias?.id ?? 0, y.id, lse?.id ?? 0, heads, wh, ww, scale);
+  record('attention', inputs, y, [...inputs, y, lse], { heads, wh, ww, scale });
   lse?.dispose();
   return y;
+}
+
+function widened(x: Tensor | undefined): Tensor | undefined {
+  return x === undefined || x.dtype === 'f32' ? x : cast(x, 'f32');
 }

@@ -17,7 +17,7 @@ diffit_status attentionSizes(diffit_context *ctx, const char *op, const diffit_t
                              AttentionSizes *s) {
 #define EXPECT(condition) \
   if (!(condition)) return fail(ctx, DIFFIT_INVALID, "%s: expected %s", op, #condition)
-  EXPECT(qkv->dtype == DIFFIT_F32 && qkv->ndim == 4);
+  EXPECT(qkv->dtype <= DIFFIT_F16 && qkv->ndim == 4);
   EXPECT(heads >= 1 && heads < 1 << 20 && qkv->shape[3] % (3 * heads) == 0);
   EXPECT(windowH >= 1 && windowH < 1 << 14 && windowW >= 1 && windowW < 1 << 14);
   EXPECT(qkv->shape[1] % windowH == 0 && qkv->shape[2] % windowW == 0);
@@ -57,6 +57,16 @@ diffit_status splitTable(diffit_context *ctx, const AttentionSizes &s, const dif
   return forEach(ctx, (int64_t)tableFloats(s, table), [=] __device__(int64_t i) {
     const int64_t row = i % rows, rest = i / rows, head = rest % heads, sample = rest / heads;
     columns[i] = from[(sample * rows + row) * heads + head];
+  });
+}
+
+diffit_status foldTables(diffit_context *ctx, const float *partials, float *dtable, int64_t samples, int64_t parts,
+                         int64_t heads, int64_t rows) {
+  return forEach(ctx, samples * heads * rows, [=] __device__(int64_t i) {
+    const int64_t row = i % rows, head = i / rows % heads, sample = i / rows / heads;
+    double sum = 0;
+    for (int64_t k = 0; k < parts; k++) sum += partials[((sample * parts + k) * heads + head) * rows + row];
+    dtable[(sample * rows + row) * heads + head] = (float)sum;
   });
 }
 
@@ -138,9 +148,10 @@ diffit_status attention_op(diffit_context *ctx, const diffit_tensor *qkv, const 
   AttentionSizes s;
   TRY(attentionSizes(ctx, __func__, qkv, time, table, heads, windowH, windowW, scale, &s));
   const int64_t gridTokens = (int64_t)s.height * s.width;
-  REQUIRE(isVector(y, s.batch * gridTokens * s.channels));
+  REQUIRE(y->dtype == qkv->dtype && numel(y) == s.batch * gridTokens * s.channels);
   REQUIRE(!lse || isVector(lse, s.batch * gridTokens * s.heads));
   if (numel(qkv) == 0) return DIFFIT_OK;
+  if (qkv->dtype != DIFFIT_F32) return lowAttention(ctx, s, qkv, time, table, y, lse);
   float *columns = nullptr;
   if (table) {
     columns = (float *)scratch(ctx, 0, tableFloats(s, table) * sizeof(float));

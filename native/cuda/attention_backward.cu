@@ -215,17 +215,6 @@ __global__ void __launch_bounds__(kThreads) tableGradientKernel(Gradient g, Chun
   }
 }
 
-/* dtable [samples, rows, heads] = the sum of its parts of `partials` [samples parts, heads, rows], in order. */
-diffit_status foldTables(diffit_context *ctx, const float *partials, float *dtable, int64_t samples, int64_t parts,
-                         int64_t heads, int64_t rows) {
-  return forEach(ctx, samples * heads * rows, [=] __device__(int64_t i) {
-    const int64_t row = i % rows, head = i / rows % heads, sample = i / rows / heads;
-    double sum = 0;
-    for (int64_t k = 0; k < parts; k++) sum += partials[((sample * parts + k) * heads + head) * rows + row];
-    dtable[(sample * rows + row) * heads + head] = (float)sum;
-  });
-}
-
 template <class Shape>
 diffit_status tableGradient(diffit_context *ctx, const Gradient &g, float *dtable) {
   const AttentionSizes &s = g.s;
@@ -317,10 +306,10 @@ diffit_status attention_backward_op(diffit_context *ctx, const diffit_tensor *qk
   AttentionSizes &s = g.s;
   TRY(attentionSizes(ctx, __func__, qkv, time, table, heads, windowH, windowW, scale, &s));
   const int64_t allTokens = (int64_t)s.batch * s.height * s.width;
-  REQUIRE(isVector(y, allTokens * s.channels));
+  REQUIRE(y->dtype == qkv->dtype && numel(y) == allTokens * s.channels);
   REQUIRE(isVector(lse, allTokens * s.heads));
-  REQUIRE(isVector(dy, numel(y)));
-  REQUIRE(isVector(dqkv, numel(qkv)));
+  REQUIRE(dy->dtype == qkv->dtype && numel(dy) == numel(y));
+  REQUIRE(dqkv->dtype == qkv->dtype && numel(dqkv) == numel(qkv));
   REQUIRE(!dtime || isVector(dtime, (int64_t)s.batch * 3 * s.channels));
   REQUIRE(!dtable || isVector(dtable, (s.tableStep ? s.batch : 1) * (int64_t)s.tableRows * s.heads));
   if (numel(qkv) == 0) {
@@ -328,6 +317,7 @@ diffit_status attention_backward_op(diffit_context *ctx, const diffit_tensor *qk
       if (t) TRY(check(ctx, cudaMemsetAsync(t->data, 0, (size_t)numel(t) * sizeof(float), ctx->stream), "Zeros"));
     return DIFFIT_OK;
   }
+  if (qkv->dtype != DIFFIT_F32) return lowAttentionBackward(ctx, s, qkv, time, table, y, lse, dy, dqkv, dtime, dtable);
   float *columns = nullptr, *delta = (float *)scratch(ctx, 1, (size_t)(allTokens * s.heads) * sizeof(float));
   if (table) {
     columns = (float *)scratch(ctx, 0, tableFloats(s, table) * sizeof(float));

@@ -30,6 +30,7 @@ struct AttentionSizes {
 /* Window w of head h of sample b; problems count windows fastest, then samples, then heads. */
 struct Problem {
   int head, sample, window;
+  __device__ Problem(int head_, int sample_, int window_) : head(head_), sample(sample_), window(window_) {}
   __device__ Problem(const AttentionSizes &s, int64_t index) {
     const int64_t rest = index / s.windows;
     window = (int)(index - rest * s.windows);
@@ -179,6 +180,17 @@ diffit_status attentionSizes(diffit_context *ctx, const char *op, const diffit_t
 /* The table as a contiguous column per head, [samples or 1, heads, tableRows]; null where there is none. */
 diffit_status splitTable(diffit_context *ctx, const AttentionSizes &s, const diffit_tensor *table, float *columns);
 size_t tableFloats(const AttentionSizes &s, const diffit_tensor *table);
+/* dtable [samples, rows, heads] = the sum of its parts of `partials` [samples parts, heads, rows], in order. */
+diffit_status foldTables(diffit_context *ctx, const float *partials, float *dtable, int64_t samples, int64_t parts,
+                         int64_t heads, int64_t rows);
+
+/* The same operations for bf16 and f16 (attention_low.cu), of tensors that have been checked. */
+diffit_status lowAttention(diffit_context *ctx, const AttentionSizes &s, const diffit_tensor *qkv,
+                           const diffit_tensor *time, const diffit_tensor *table, diffit_tensor *y, diffit_tensor *lse);
+diffit_status lowAttentionBackward(diffit_context *ctx, const AttentionSizes &s, const diffit_tensor *qkv,
+                                   const diffit_tensor *time, const diffit_tensor *table, const diffit_tensor *y,
+                                   const diffit_tensor *lse, const diffit_tensor *dy, diffit_tensor *dqkv,
+                                   diffit_tensor *dtime, diffit_tensor *dtable);
 
 /* Calls run(Shape) for the smallest rounded head dimension, and the largest useful tile whose shared memory the device has. */
 template <template <class> class Shared, class Run>

@@ -49,6 +49,16 @@ uint32_t packPair(float low, float high) {
   memcpy(&bits, pair, 4);
   return bits;
 }
+template <class T>
+float2 unpackPair(uint32_t bits) {
+  T pair[2];
+  memcpy(pair, &bits, 4);
+  return {toFloat(pair[0]), toFloat(pair[1])};
+}
+inline float fastExp2(float x) {
+  const float y = exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+}
 /* Rounded to nearest, ties away, 10 bits of mantissa: cvt.rna.tf32. */
 inline uint32_t toTf32(float x) {
   uint32_t bits;
@@ -120,27 +130,22 @@ void loadMatrices(uint32_t (&registers)[kCount], const void *row) {
 template <class T, int kK, int kA, int kB>
 void emulateMma(float (&d)[4], const uint32_t (&a)[kA], const uint32_t (&b)[kB]) {
   constexpr int kPer = (int)(4 / sizeof(T)); /* elements in a register */
-  struct {
-    uint32_t a[kA], b[kB];
-  } mine;
-  memcpy(mine.a, a, sizeof mine.a);
-  memcpy(mine.b, b, sizeof mine.b);
-  const char *slots = emulator::exchange(kK == 16 ? "mma k16" : "mma k8", &mine, sizeof mine);
+  T elements[(kA + kB) * kPer];
+  memcpy(elements, a, sizeof a);
+  memcpy(elements + kA * kPer, b, sizeof b);
+  float mine[(kA + kB) * kPer]; /* a, then b */
+  for (int i = 0; i < (kA + kB) * kPer; i++) mine[i] = toFloat(elements[i]);
+  const char *slots = emulator::exchange(kK == 16 ? "mma k16" : "mma k8", mine, sizeof mine);
   const int lane = emulator::lane(), group = lane / 4, quad = lane % 4;
-  auto element = [](const uint32_t *registers, int r, int e) {
-    T value;
-    memcpy(&value, (const char *)(registers + r) + e * sizeof(T), sizeof value);
-    return toFloat(value);
-  };
   for (int out = 0; out < 4; out++) {
     const int row = group + (out / 2) * 8, column = 2 * quad + out % 2;
     float sum = d[out];
     for (int k = 0; k < kK; k++) {
       /* a: register = half of rows + 2 (half of k); lane = 4 (row % 8) + place of k. b: register = half of k; lane = 4 column + place. */
       const int half = k / (4 * kPer), place = k % (4 * kPer) / kPer, e = k % kPer;
-      const auto from = slotOf<decltype(mine)>(slots, 4 * (row % 8) + place);
-      const auto other = slotOf<decltype(mine)>(slots, 4 * column + place);
-      sum += element(from.a, row / 8 + 2 * half, e) * element(other.b, half, e);
+      const float *from = (const float *)(slots + (4 * (row % 8) + place) * emulator::kSlotBytes);
+      const float *other = (const float *)(slots + (4 * column + place) * emulator::kSlotBytes);
+      sum += from[(row / 8 + 2 * half) * kPer + e] * other[kA * kPer + half * kPer + e];
     }
     d[out] = sum;
   }

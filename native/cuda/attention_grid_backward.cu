@@ -1,0 +1,377 @@
+/*
+ * The gradient of attention in windows of more than 64 tokens on tensor cores, bf16 or f16 (SPEC section 1), without atomics.
+ *
+ *   P = exp(S - lse), dP = dy v^T, dS = P (dP - delta), delta = row sums of dy (y - v_t)
+ *   dq = scale dS k, dk = scale dS^T (q + q_t), dv = P^T dy, dbias = dS
+ *
+ * v_t adds dy . v_t to every dP of a row, and dS does not change when the same is added to a row of dP and to its delta: so neither has
+ * it, and delta = sum of P dP = dy . (P v) is taken from y - v_t. (P sums to one only in f32: with v_t in both, its rounding
+ * would not cancel.)
+ *
+ * Two kernels, each computing logits again, which costs 7 products of N^2 d for the least possible 5, but no sums in global memory:
+ * - keys: a block has 64 keys, a warp 16 of them with k and v in registers, and goes through the queries 64 at a time. It
+ *   computes S^T and dP^T, whose fragments are at once the left factors of dv = P^T dy and dk = dS^T q.
+ * - queries: the same with the roles exchanged, for dq; and the table's gradient. A block has a head and 64 queries and goes through a share of
+ *   the samples' windows. 16 neighbours of a row of queries and 8 of a row of keys meet 23 rows of the table, those of a diagonal
+ *   the same one: an 8 x 8 fragment is summed along its diagonals by four shuffles and added, 15 lanes side by side, to the
+ *   warp's own sums in shared memory, [row of keys][column of the key - column of the query]. Upper and lower halves of a
+ *   fragment that lie on the same diagonals are added first, which leaves (W + 8) / 2 W of the work. The sums are put onto rows of the table
+ *   once, at the block's end, and blocks are added in order by foldTables. Against a third kernel for the table this
+ *   saves two of nine products, and against keeping sums of dS, 64 N floats a block, all but 16 (W + 15) H bytes.
+ *
+ * Memory traffic: qkv and dy once per kernel (the other side again per block, from the L2 cache), dqkv once, y once for delta; the
+ * table's parts, [shares, tiles of queries, heads, rows], once out and in.
+ */
+#include "attention_mma.cuh"
+
+namespace diffit {
+namespace {
+
+constexpr int kWarps = 4, kBlock = 32 * kWarps, kTile = 64, kSlab = 32, kColumns = kSlab / 8;
+
+template <class T, int kDim>
+using Tile = T[kTile][kPitch<kDim>];
+
+/* 16 rows of a part (0 q, 1 k, 2 v) of dqkv, by way of 16 rows of shared memory that are the warp's own. */
+template <int kDim, class T>
+__device__ __forceinline__ void storePart(T *rows, const LowAttention<T> &a, const Problem &p, int part, int first,
+                                          const float (&sums)[kDim / 8][4], float scale) {
+  putRows<T>(rows, kPitch<kDim>, sums, scale, scale);
+  syncWarp();
+  storeRows<kDim, 16, 32>(rows, a.s, p, a.dqkv, 3 * a.s.channels, part * a.s.channels + p.head * a.s.dim, first,
+                          laneIndex());
+}
+
+/* ---- keys: dk, dv -------------------------------------------------------------------------------------------- */
+
+template <class T, int kDim>
+struct KeyShared {
+  Tile<T, kDim> k, v, q[2], dy[2];
+  float lse2[2][kTile], delta[2][kTile];
+  int queryParts[2][kTile];
+  /* float column[ColumnRange::most] follows */
+};
+
+/* blockIdx.x: tiles of keys, then heads, then windows, then samples. */
+template <class T, int kDim>
+__global__ void __launch_bounds__(kBlock, 2) gridKeyGradientKernel(LowAttention<T> a) {
+  KeyShared<T, kDim> &shared = sharedMemory<KeyShared<T, kDim>>();
+  float *column = (float *)(&shared + 1);
+  const AttentionSizes &s = a.s;
+  const int thread = (int)threadIdx.x, group = laneIndex() / 4, quad = laneIndex() % 4, row = thread / 32 * 16;
+  const int tiles = (s.tokens + kTile - 1) / kTile, firstKey = (int)(blockIdx.x % tiles) * kTile;
+  int rest = (int)(blockIdx.x / tiles);
+  const int head = rest % s.heads;
+  rest /= s.heads;
+  const Problem p(head, rest / s.windows, rest % s.windows);
+  const int width = 3 * s.channels, channel = head * s.dim;
+  const float *time = a.timeRow(p);
+
+  auto copyQueries = [&](int buffer, int first) {
+    copyTile<kDim, kTile, kBlock>(&shared.q[buffer][0][0], s, p, a.qkv, width, channel, first, thread);
+    copyTile<kDim, kTile, kBlock>(&shared.dy[buffer][0][0], s, p, a.dy, s.channels, channel, first, thread);
+    commitCopies();
+  };
+  /* What else belongs to a query: loaded early, put into shared memory late, by the first 64 threads. */
+  float lse2 = 0, delta = 0;
+  auto loadRows = [&](int first) {
+    const int query = first + thread;
+    const bool inside = thread < kTile && query < s.tokens;
+    const int64_t at = inside ? p.row(s, query) : 0;
+    lse2 = inside ? a.lse[at] * kLog2E : INFINITY; /* P = 0 beyond the window */
+    delta = inside ? a.delta[at] : 0.0f;
+  };
+  const ColumnRange range = ColumnRange::ofKeys(s, firstKey, kTile);
+  auto putQueryRows = [&](int buffer, int first) {
+    if (thread >= kTile) return;
+    const int query = first + thread;
+    shared.lse2[buffer][thread] = lse2;
+    shared.delta[buffer][thread] = delta;
+    shared.queryParts[buffer][thread] = queryPart(s, query < s.tokens ? query : s.tokens - 1) - range.first;
+  };
+  copyTile<kDim, kTile, kBlock>(&shared.k[0][0], s, p, a.qkv, width, s.channels + channel, firstKey, thread);
+  copyTile<kDim, kTile, kBlock>(&shared.v[0][0], s, p, a.qkv, width, 2 * s.channels + channel, firstKey, thread);
+  copyQueries(0, 0);
+  loadRows(0);
+  putQueryRows(0, 0);
+  if (a.columns) range.load<kBlock>(column, a, head, thread);
+  int keyParts[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int key = firstKey + row + group + 8 * h;
+    keyParts[h] = keyPart(s, key < s.tokens ? key : s.tokens - 1);
+  }
+  RowFragments<T, kDim> k[1], v[1];
+  float dk[1][kDim / 8][4] = {}, dv[1][kDim / 8][4] = {};
+  const float scale2 = a.scale2();
+
+  for (int first = 0, buffer = 0; first < s.tokens; first += kTile, buffer ^= 1) {
+    const bool more = first + kTile < s.tokens;
+    waitCopies<0>();
+    if (time) addTime<kDim, kTile, kBlock>(&shared.q[buffer][0][0], s, time, first, thread);
+    __syncthreads(); /* these queries are there, and the other buffer is used up */
+    if (more) {
+      copyQueries(buffer ^ 1, first + kTile);
+      loadRows(first + kTile);
+    }
+    if (first == 0) {
+      k[0].load(&shared.k[row][0]);
+      v[0].load(&shared.v[row][0]);
+    }
+#pragma unroll
+    for (int slab = 0; slab < kTile; slab += kSlab) {
+      float x[1][kColumns][4], g[1][kColumns][4] = {};
+#pragma unroll
+      for (int n = 0; n < kColumns; n++) {
+        const int2 part = *(const int2 *)&shared.queryParts[buffer][slab + 8 * n + 2 * quad];
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[0][n][e] = a.columns ? column[(e % 2 ? part.y : part.x) - keyParts[e / 2]] : 0.0f;
+      }
+      multiplyRows<kDim>(x, k, &shared.q[buffer][slab][0]);
+      multiplyRows<kDim>(g, v, &shared.dy[buffer][slab][0]);
+#pragma unroll
+      for (int n = 0; n < kColumns; n++) {
+        const float2 lse = *(const float2 *)&shared.lse2[buffer][slab + 8 * n + 2 * quad];
+        const float2 mean = *(const float2 *)&shared.delta[buffer][slab + 8 * n + 2 * quad];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          x[0][n][e] = fastExp2(fmaf(x[0][n][e], scale2, -(e % 2 ? lse.y : lse.x)));
+          g[0][n][e] = x[0][n][e] * (g[0][n][e] - (e % 2 ? mean.y : mean.x));
+        }
+      }
+      uint32_t factors[1][kSlab / 16][4];
+      packFragments<T>(factors[0], x[0]);
+      multiplyColumns<kDim>(dv, factors, &shared.dy[buffer][slab][0]);
+      packFragments<T>(factors[0], g[0]);
+      multiplyColumns<kDim>(dk, factors, &shared.q[buffer][slab][0]);
+    }
+    if (more) putQueryRows(buffer ^ 1, first + kTile);
+  }
+  storePart<kDim>(&shared.k[row][0], a, p, 1, firstKey + row, dk[0], s.scale); /* rows that only this warp has read */
+  storePart<kDim>(&shared.v[row][0], a, p, 2, firstKey + row, dv[0], 1.0f);
+}
+
+/* ---- queries: dq, and the table ------------------------------------------------------------------------------ */
+
+template <class T, int kDim>
+struct QueryShared {
+  Tile<T, kDim> q, dy, k[2], v[2];
+  int keyParts[2][kTile];
+  /* float column[ColumnRange::most], and sums[kWarps][TableSums::size] where the table's gradient is wanted, follow */
+};
+
+/* A warp's sums of dS for its 16 queries, neighbours in a row of the window: [row of keys][column of the key - of the query]. */
+struct TableSums {
+  float *at; /* where the diagonal of the next fragment's upper half lies */
+  float *last; /* of the one before */
+  float kept[2]; /* the one before, not yet added */
+  int x; /* column of the next fragment's first key */
+
+  static __host__ __device__ int length(const AttentionSizes &s) { return s.windowW + 15; }
+  static __host__ __device__ int size(const AttentionSizes &s) { return s.windowH * length(s); }
+
+  __device__ void begin(float *sums) {
+    at = last = sums + 15;
+    kept[0] = kept[1] = 0;
+    x = 0;
+  }
+  /* sums of the diagonals of an 8 x 8 fragment: lane (g, q) has (g, 2q) and (g, 2q + 1), on diagonals 2q - g and the next. */
+  static __device__ void fold(float *to, float first, float second) {
+    const int lane = laneIndex(), group = lane / 4, quad = lane % 4;
+    const float above = shuffle(second, (lane + 4) & 31), edge = shuffle(second, (lane == 31 ? 3 : lane - 5) & 31);
+    float sum = first + (group < 7 ? above : 0.0f);
+    const float one = shuffle(sum, (lane + 9) & 31); /* two rows down and two columns on */
+    sum += group < 6 && quad < 3 ? one : 0.0f;
+    const float two = shuffle(sum, (lane + 18) & 31);
+    sum += group < 4 && quad < 2 ? two : 0.0f;
+    sum = (lane == 31 ? 0.0f : sum) + (lane == 31 || (group == 1 && quad > 0) ? edge : 0.0f);
+    if (group < 2 || quad == 0 || lane == 31) to[lane == 31 ? 7 : 2 * quad - group] += sum;
+    syncWarp();
+  }
+  /* Adds 16 queries by 8 keys. */
+  __device__ __forceinline__ void add(const float (&ds)[4], int windowW) {
+    if (x == 0) {
+      fold(last, kept[0], kept[1]);
+      kept[0] = kept[1] = 0;
+    }
+    fold(at - 8, ds[2] + kept[0], ds[3] + kept[1]);
+    kept[0] = ds[0];
+    kept[1] = ds[1];
+    last = at;
+    x += 8;
+    at += 8;
+    if (x == windowW) {
+      x = 0;
+      at += 15;
+    }
+  }
+  __device__ void end() { fold(last, kept[0], kept[1]); }
+};
+
+/* Windows (of all samples) of one head that a block goes through. */
+struct Shares {
+  int64_t perHead, size, count; /* windows of a head; of a share; shares */
+};
+
+/* blockIdx.x: tiles of queries, then heads, then shares. partials [shares, tiles, heads, tableRows], or null. */
+template <class T, int kDim>
+__global__ void __launch_bounds__(kBlock, 2)
+    gridQueryGradientKernel(LowAttention<T> a, Shares shares, float *partials, int columnFloats) {
+  QueryShared<T, kDim> &shared = sharedMemory<QueryShared<T, kDim>>();
+  const AttentionSizes &s = a.s;
+  float *column = (float *)(&shared + 1), *sums = column + columnFloats;
+  const int thread = (int)threadIdx.x, group = laneIndex() / 4, quad = laneIndex() % 4, row = thread / 32 * 16;
+  const int tiles = (s.tokens + kTile - 1) / kTile, tile = (int)(blockIdx.x % tiles), firstQuery = tile * kTile;
+  const int head = (int)(blockIdx.x / tiles % s.heads);
+  const int64_t share = blockIdx.x / tiles / s.heads, begin = share * shares.size,
+                end = imin(shares.perHead, begin + shares.size);
+  const int width = 3 * s.channels, channel = head * s.dim, warpSums = TableSums::size(s);
+  const float scale2 = a.scale2();
+
+  const ColumnRange range = ColumnRange::ofQueries(s, firstQuery, kTile);
+  if (a.columns) range.load<kBlock>(column, a, head, thread);
+  if (partials)
+    for (int i = thread; i < kWarps * warpSums; i += kBlock) sums[i] = 0;
+  int queryParts[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int query = firstQuery + row + group + 8 * h;
+    queryParts[h] = queryPart(s, query < s.tokens ? query : s.tokens - 1) - range.first;
+  }
+  for (int64_t pair = begin; pair < end; pair++) {
+    const Problem p(head, (int)(pair / s.windows), (int)(pair % s.windows));
+    const float *time = a.timeRow(p);
+    auto copyKeys = [&](int buffer, int first) {
+      copyTile<kDim, kTile, kBlock>(&shared.k[buffer][0][0], s, p, a.qkv, width, s.channels + channel, first, thread);
+      copyTile<kDim, kTile, kBlock>(&shared.v[buffer][0][0], s, p, a.qkv, width, 2 * s.channels + channel, first,
+                                    thread);
+      commitCopies();
+      if (thread < kTile) shared.keyParts[buffer][thread] = first + thread < s.tokens ? keyPart(s, first + thread) : 0;
+    };
+    __syncthreads(); /* the window before is used up */
+    copyTile<kDim, kTile, kBlock>(&shared.q[0][0], s, p, a.qkv, width, channel, firstQuery, thread);
+    copyTile<kDim, kTile, kBlock>(&shared.dy[0][0], s, p, a.dy, s.channels, channel, firstQuery, thread);
+    copyKeys(0, 0);
+    float lse2[2], delta[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int query = firstQuery + row + group + 8 * h;
+      const int64_t at = query < s.tokens ? p.row(s, query) : 0;
+      lse2[h] = query < s.tokens ? a.lse[at] * kLog2E : INFINITY; /* P = 0 beyond the window */
+      delta[h] = query < s.tokens ? a.delta[at] : 0.0f;
+    }
+    RowFragments<T, kDim> q[1], dy[1];
+    float dq[1][kDim / 8][4] = {};
+    TableSums table;
+    table.begin(sums + thread / 32 * warpSums);
+
+    for (int first = 0, buffer = 0; first < s.tokens; first += kTile, buffer ^= 1) {
+      waitCopies<0>();
+      if (first == 0 && time) addTime<kDim, kTile, kBlock>(&shared.q[0][0], s, time, firstQuery, thread);
+      __syncthreads(); /* these keys are there, and the other buffer is used up */
+      if (first + kTile < s.tokens) copyKeys(buffer ^ 1, first + kTile);
+      if (first == 0) {
+        q[0].load(&shared.q[row][0]);
+        dy[0].load(&shared.dy[row][0]);
+      }
+#pragma unroll
+      for (int slab = 0; slab < kTile; slab += kSlab) {
+        float x[1][kColumns][4], g[1][kColumns][4] = {};
+#pragma unroll
+        for (int n = 0; n < kColumns; n++) {
+          const int2 part = *(const int2 *)&shared.keyParts[buffer][slab + 8 * n + 2 * quad];
+#pragma unroll
+          for (int e = 0; e < 4; e++)
+            x[0][n][e] = a.columns ? column[queryParts[e / 2] - (e % 2 ? part.y : part.x)] : 0.0f;
+        }
+        multiplyRows<kDim>(x, q, &shared.k[buffer][slab][0]);
+        multiplyRows<kDim>(g, dy, &shared.v[buffer][slab][0]);
+#pragma unroll
+        for (int n = 0; n < kColumns; n++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const float weight = fastExp2(fmaf(x[0][n][e], scale2, -lse2[e / 2]));
+            const bool inside = first + slab + 8 * n + 2 * quad + e % 2 < s.tokens;
+            g[0][n][e] = inside ? weight * (g[0][n][e] - delta[e / 2]) : 0.0f;
+          }
+        if (partials)
+#pragma unroll
+          for (int n = 0; n < kColumns; n++)
+            if (first + slab + 8 * n < s.tokens) table.add(g[0][n], s.windowW);
+        uint32_t factors[1][kSlab / 16][4];
+        packFragments<T>(factors[0], g[0]);
+        multiplyColumns<kDim>(dq, factors, &shared.k[buffer][slab][0]);
+      }
+    }
+    if (partials) table.end();
+    storePart<kDim>(&shared.q[row][0], a, p, 0, firstQuery + row, dq[0],
+                    s.scale); /* rows that only this warp has read */
+  }
+
+  if (!partials) return;
+  __syncthreads();
+  float *to = partials + ((share * tiles + tile) * s.heads + head) * s.tableRows;
+  for (int i = thread; i < s.tableRows; i += kBlock) {
+    const int dy = i / (2 * s.windowW - 1) - s.windowH + 1, dx = i % (2 * s.windowW - 1) - s.windowW + 1;
+    float sum = 0;
+    for (int w = 0; w < kWarps; w++) {
+      const int query = firstQuery + 16 * w, y = query / s.windowW - dy, x = query % s.windowW - dx + 15;
+      if (query < s.tokens && y >= 0 && y < s.windowH && x >= 0 && x < TableSums::length(s))
+        sum += sums[w * warpSums + y * TableSums::length(s) + x];
+    }
+    to[i] = sum;
+  }
+}
+
+/* ---- host ---------------------------------------------------------------------------------------------------- */
+
+/* The column, and the warps' sums of dS. */
+size_t extraFloats(const AttentionSizes &s, bool table, bool tableGradient) {
+  return ColumnRange::most(s, table, kTile) + (tableGradient ? (size_t)kWarps * TableSums::size(s) : 0);
+}
+
+template <class T, int kDim>
+diffit_status run(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
+  const AttentionSizes &s = a.s;
+  const int64_t tiles = ceilDiv(s.tokens, kTile);
+  if (s.problems * tiles >= (int64_t)1 << 31)
+    return fail(ctx, DIFFIT_UNSUPPORTED, "attention_backward: more than 2^31 blocks");
+  TRY(launch(ctx, gridKeyGradientKernel<T, kDim>, dim3((unsigned)(s.problems * tiles)), dim3(kBlock),
+             sizeof(KeyShared<T, kDim>) + extraFloats(s, a.columns, false) * sizeof(float), a));
+  Shares shares = {(int64_t)s.windows * s.batch, 1, 0};
+  if (dtable) /* enough blocks to fill the device a few times, but no more parts of the table */
+    shares.size = imax(1, shares.perHead * s.heads * tiles / (8 * (int64_t)ctx->about.multiProcessorCount));
+  shares.count = ceilDiv(shares.perHead, shares.size);
+  float *partials = nullptr;
+  if (dtable) {
+    partials = (float *)scratch(ctx, 2, (size_t)(shares.count * tiles * s.heads * s.tableRows) * sizeof(float));
+    if (!partials) return DIFFIT_OUT_OF_MEMORY;
+  }
+  TRY(launch(ctx, gridQueryGradientKernel<T, kDim>, dim3((unsigned)(shares.count * s.heads * tiles)), dim3(kBlock),
+             sizeof(QueryShared<T, kDim>) + extraFloats(s, a.columns, dtable) * sizeof(float), a, shares, partials,
+             (int)ColumnRange::most(s, a.columns, kTile)));
+  return dtable ? foldTables(ctx, partials, dtable, 1, shares.count * tiles, s.heads, s.tableRows) : DIFFIT_OK;
+}
+
+}  // namespace
+
+bool gridBackwardFits(diffit_context *ctx, const AttentionSizes &s, bool table, bool tableGradient) {
+  if (tableGradient && s.windowW % 16 != 0) return false;
+  const size_t most = ctx->about.sharedMemPerBlockOptin;
+  return withLowDim(s, [&](auto dim) {
+           constexpr int kDim = decltype(dim)::value;
+           const bool fits =
+               sizeof(KeyShared<bf16, kDim>) + extraFloats(s, table, false) * sizeof(float) <= most &&
+               sizeof(QueryShared<bf16, kDim>) + extraFloats(s, table, tableGradient) * sizeof(float) <= most;
+           return fits ? DIFFIT_OK : DIFFIT_UNSUPPORTED;
+         }) == DIFFIT_OK;
+}
+
+template <class T>
+diffit_status gridBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
+  return withLowDim(a.s, [&](auto dim) { return run<T, decltype(dim)::value>(ctx, a, dtable); });
+}
+template diffit_status gridBackward(diffit_context *, const LowAttention<bf16> &, float *);
+template diffit_status gridBackward(diffit_context *, const LowAttention<f16> &, float *);
+
+}  // namespace diffit
