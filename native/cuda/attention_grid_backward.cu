@@ -11,13 +11,11 @@
  * Two kernels, each computing logits again, which costs 7 products of N^2 d for the least possible 5, but no sums in global memory:
  * - keys: a block has 64 keys, a warp 16 of them with k and v in registers, and goes through the queries 64 at a time. It
  *   computes S^T and dP^T, whose fragments are at once the left factors of dv = P^T dy and dk = dS^T q.
- * - queries: the same with the roles exchanged, for dq; and the table's gradient. A block has a head and 64 queries and goes through a share of
- *   the samples' windows. 16 neighbours of a row of queries and 8 of a row of keys meet 23 rows of the table, those of a diagonal
- *   the same one: an 8 x 8 fragment is summed along its diagonals by four shuffles and added, 15 lanes side by side, to the
- *   warp's own sums in shared memory, [row of keys][column of the key - column of the query]. Upper and lower halves of a
- *   fragment that lie on the same diagonals are added first, which leaves (W + 8) / 2 W of the work. The sums are put onto rows of the table
- *   once, at the block's end, and blocks are added in order by foldTables. Against a third kernel for the table this
- *   saves two of nine products, and against keeping sums of dS, 64 N floats a block, all but 16 (W + 15) H bytes.
+ * - queries: the same with the roles exchanged, for dq; and the table's gradient. A block has a head and 64 queries and goes
+ *   through a share of the samples' windows. A warp keeps its sums of dS in shared memory: one per lane and pair of fragments on the
+ *   same diagonals where that fits (N = 256), 16 bytes in and out per 16 x 8 of dS; else one per diagonal. They are put onto rows of
+ *   the table once, at the block's end, and blocks are added in order by foldTables. Against a third kernel for the table
+ *   this saves two of nine products.
  *
  * Memory traffic: qkv and dy once per kernel (the other side again per block, from the L2 cache), dqkv once, y once for delta; the
  * table's parts, [shares, tiles of queries, heads, rows], once out and in.
@@ -155,28 +153,70 @@ __global__ void __launch_bounds__(kBlock, 2) gridKeyGradientKernel(LowAttention<
 
 template <class T, int kDim>
 struct QueryShared {
-  Tile<T, kDim> q, dy, k[2], v[2];
+  Tile<T, kDim> k[2], v[2]; /* at first k[1] and v[1] are the queries and their dy, which then stay in registers */
   int keyParts[2][kTile];
-  /* float column[ColumnRange::most], and sums[kWarps][TableSums::size] where the table's gradient is wanted, follow */
+  /* float column[ColumnRange::most], and sums[kWarps][Sums::size] where the table's gradient is wanted, follow */
 };
 
-/* A warp's sums of dS for its 16 queries, neighbours in a row of the window: [row of keys][column of the key - of the query]. */
-struct TableSums {
-  float *at; /* where the diagonal of the next fragment's upper half lies */
-  float *last; /* of the one before */
-  float kept[2]; /* the one before, not yet added */
-  int x; /* column of the next fragment's first key */
+/*
+ * A warp's sums of dS for its 16 queries, neighbours in a row of the window, with all keys, 16 neighbours at a time. What counts
+ * is the key's row y and the difference of columns, key minus first query of the same lane of the diagonal: -15 to W - 1.
+ * The lower half of a fragment (queries 8 to 15) lies on the same diagonals as the upper half of the fragment 8 keys before.
+ */
+
+/* Every lane keeps its own sums, of fragments; diagonals are added at the end. 256 (W / 8 + 1) H bytes. */
+struct LaneSums {
+  float2 *at;
+  float kept[2]; /* the upper half of the fragment before */
+  int x; /* column of the next key */
+
+  static __host__ __device__ int fragments(const AttentionSizes &s) { return s.windowW / 8 + 1; }
+  static __host__ __device__ int size(const AttentionSizes &s) { return 64 * fragments(s) * s.windowH; }
+
+  __device__ void begin(float *sums) {
+    at = (float2 *)sums + laneIndex();
+    kept[0] = kept[1] = 0;
+    x = 0;
+  }
+  __device__ __forceinline__ void add(const float (&ds)[4], const float (&next)[4], const AttentionSizes &s) {
+    const float2 one = at[0], two = at[32];
+    at[0] = make_float2(one.x + (ds[2] + kept[0]), one.y + (ds[3] + kept[1]));
+    at[32] = make_float2(two.x + (next[2] + ds[0]), two.y + (next[3] + ds[1]));
+    kept[0] = next[0];
+    kept[1] = next[1];
+    at += 64;
+    x += 16;
+    if (x < s.windowW) return;
+    at[0] = make_float2(at[0].x + kept[0], at[0].y + kept[1]);
+    kept[0] = kept[1] = 0;
+    at += 32;
+    x = 0;
+  }
+  static __device__ float value(const float *sums, const AttentionSizes &s, int y, int difference) {
+    float sum = 0;
+    for (int g = 0; g < 8; g++) { /* rows of a fragment */
+      const int fragment = (difference + g + 16) / 8 - 1, c = (difference + g + 16) % 8;
+      if (fragment >= 0 && fragment < fragments(s)) sum += sums[(y * fragments(s) + fragment) * 64 + 8 * g + c];
+    }
+    return sum;
+  }
+};
+
+/* One sum per diagonal, where there is no room for more: four shuffles a fragment. 4 (W + 15) H bytes. */
+struct DiagonalSums {
+  float *at; /* where the main diagonal of the next fragment's upper half lies */
+  int x;
 
   static __host__ __device__ int length(const AttentionSizes &s) { return s.windowW + 15; }
   static __host__ __device__ int size(const AttentionSizes &s) { return s.windowH * length(s); }
 
   __device__ void begin(float *sums) {
-    at = last = sums + 15;
-    kept[0] = kept[1] = 0;
+    at = sums + 15;
     x = 0;
   }
-  /* sums of the diagonals of an 8 x 8 fragment: lane (g, q) has (g, 2q) and (g, 2q + 1), on diagonals 2q - g and the next. */
-  static __device__ void fold(float *to, float first, float second) {
+  /* Lane (g, q) has (g, 2q) and (g, 2q + 1), on diagonals 2q - g and the next. Afterwards lanes of g < 2 or q = 0 have the
+     sums of theirs, and lane 31 that of diagonal 7. */
+  static __device__ __forceinline__ float alongDiagonals(float first, float second) {
     const int lane = laneIndex(), group = lane / 4, quad = lane % 4;
     const float above = shuffle(second, (lane + 4) & 31), edge = shuffle(second, (lane == 31 ? 3 : lane - 5) & 31);
     float sum = first + (group < 7 ? above : 0.0f);
@@ -184,28 +224,30 @@ struct TableSums {
     sum += group < 6 && quad < 3 ? one : 0.0f;
     const float two = shuffle(sum, (lane + 18) & 31);
     sum += group < 4 && quad < 2 ? two : 0.0f;
-    sum = (lane == 31 ? 0.0f : sum) + (lane == 31 || (group == 1 && quad > 0) ? edge : 0.0f);
-    if (group < 2 || quad == 0 || lane == 31) to[lane == 31 ? 7 : 2 * quad - group] += sum;
+    return (lane == 31 ? 0.0f : sum) + (lane == 31 || (group == 1 && quad > 0) ? edge : 0.0f);
+  }
+  __device__ __forceinline__ void add(const float (&ds)[4], const float (&next)[4], const AttentionSizes &s) {
+    const int lane = laneIndex(), group = lane / 4, quad = lane % 4;
+    const float low = alongDiagonals(ds[2], ds[3]), middle = alongDiagonals(ds[0] + next[2], ds[1] + next[3]),
+                high = alongDiagonals(next[0], next[1]);
+    float *to = at + (lane == 31 ? 7 : 2 * quad - group);
+    const bool writes = group < 2 || quad == 0 || lane == 31;
+    if (writes) { /* 16 apart: none meets another */
+      to[-8] += low;
+      to[8] += high;
+    }
     syncWarp();
+    if (writes) to[0] += middle;
+    syncWarp();
+    at += 16;
+    x += 16;
+    if (x < s.windowW) return;
+    at += 15;
+    x = 0;
   }
-  /* Adds 16 queries by 8 keys. */
-  __device__ __forceinline__ void add(const float (&ds)[4], int windowW) {
-    if (x == 0) {
-      fold(last, kept[0], kept[1]);
-      kept[0] = kept[1] = 0;
-    }
-    fold(at - 8, ds[2] + kept[0], ds[3] + kept[1]);
-    kept[0] = ds[0];
-    kept[1] = ds[1];
-    last = at;
-    x += 8;
-    at += 8;
-    if (x == windowW) {
-      x = 0;
-      at += 15;
-    }
+  static __device__ float value(const float *sums, const AttentionSizes &s, int y, int difference) {
+    return sums[y * length(s) + difference + 15];
   }
-  __device__ void end() { fold(last, kept[0], kept[1]); }
 };
 
 /* Windows (of all samples) of one head that a block goes through. */
@@ -214,7 +256,7 @@ struct Shares {
 };
 
 /* blockIdx.x: tiles of queries, then heads, then shares. partials [shares, tiles, heads, tableRows], or null. */
-template <class T, int kDim>
+template <class T, int kDim, class Sums>
 __global__ void __launch_bounds__(kBlock, 2)
     gridQueryGradientKernel(LowAttention<T> a, Shares shares, float *partials, int columnFloats) {
   QueryShared<T, kDim> &shared = sharedMemory<QueryShared<T, kDim>>();
@@ -225,7 +267,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   const int head = (int)(blockIdx.x / tiles % s.heads);
   const int64_t share = blockIdx.x / tiles / s.heads, begin = share * shares.size,
                 end = imin(shares.perHead, begin + shares.size);
-  const int width = 3 * s.channels, channel = head * s.dim, warpSums = TableSums::size(s);
+  const int width = 3 * s.channels, channel = head * s.dim, warpSums = Sums::size(s);
   const float scale2 = a.scale2();
 
   const ColumnRange range = ColumnRange::ofQueries(s, firstQuery, kTile);
@@ -249,8 +291,8 @@ __global__ void __launch_bounds__(kBlock, 2)
       if (thread < kTile) shared.keyParts[buffer][thread] = first + thread < s.tokens ? keyPart(s, first + thread) : 0;
     };
     __syncthreads(); /* the window before is used up */
-    copyTile<kDim, kTile, kBlock>(&shared.q[0][0], s, p, a.qkv, width, channel, firstQuery, thread);
-    copyTile<kDim, kTile, kBlock>(&shared.dy[0][0], s, p, a.dy, s.channels, channel, firstQuery, thread);
+    copyTile<kDim, kTile, kBlock>(&shared.k[1][0][0], s, p, a.qkv, width, channel, firstQuery, thread);
+    copyTile<kDim, kTile, kBlock>(&shared.v[1][0][0], s, p, a.dy, s.channels, channel, firstQuery, thread);
     copyKeys(0, 0);
     float lse2[2], delta[2];
 #pragma unroll
@@ -262,18 +304,18 @@ __global__ void __launch_bounds__(kBlock, 2)
     }
     RowFragments<T, kDim> q[1], dy[1];
     float dq[1][kDim / 8][4] = {};
-    TableSums table;
+    Sums table;
     table.begin(sums + thread / 32 * warpSums);
+    waitCopies<0>();
+    if (time) addTime<kDim, kTile, kBlock>(&shared.k[1][0][0], s, time, firstQuery, thread);
+    __syncthreads();
+    q[0].load(&shared.k[1][row][0]);
+    dy[0].load(&shared.v[1][row][0]);
 
     for (int first = 0, buffer = 0; first < s.tokens; first += kTile, buffer ^= 1) {
       waitCopies<0>();
-      if (first == 0 && time) addTime<kDim, kTile, kBlock>(&shared.q[0][0], s, time, firstQuery, thread);
       __syncthreads(); /* these keys are there, and the other buffer is used up */
       if (first + kTile < s.tokens) copyKeys(buffer ^ 1, first + kTile);
-      if (first == 0) {
-        q[0].load(&shared.q[row][0]);
-        dy[0].load(&shared.dy[row][0]);
-      }
 #pragma unroll
       for (int slab = 0; slab < kTile; slab += kSlab) {
         float x[1][kColumns][4], g[1][kColumns][4] = {};
@@ -296,16 +338,15 @@ __global__ void __launch_bounds__(kBlock, 2)
           }
         if (partials)
 #pragma unroll
-          for (int n = 0; n < kColumns; n++)
-            if (first + slab + 8 * n < s.tokens) table.add(g[0][n], s.windowW);
+          for (int n = 0; n < kColumns; n += 2)
+            if (first + slab + 8 * n < s.tokens) table.add(g[0][n], g[0][n + 1], s);
         uint32_t factors[1][kSlab / 16][4];
         packFragments<T>(factors[0], g[0]);
         multiplyColumns<kDim>(dq, factors, &shared.k[buffer][slab][0]);
       }
     }
-    if (partials) table.end();
-    storePart<kDim>(&shared.q[row][0], a, p, 0, firstQuery + row, dq[0],
-                    s.scale); /* rows that only this warp has read */
+    const int unused = (s.tokens - 1) / kTile % 2 ^ 1; /* the buffer of the keys before the last ones */
+    storePart<kDim>(&shared.k[unused][row][0], a, p, 0, firstQuery + row, dq[0], s.scale);
   }
 
   if (!partials) return;
@@ -315,9 +356,9 @@ __global__ void __launch_bounds__(kBlock, 2)
     const int dy = i / (2 * s.windowW - 1) - s.windowH + 1, dx = i % (2 * s.windowW - 1) - s.windowW + 1;
     float sum = 0;
     for (int w = 0; w < kWarps; w++) {
-      const int query = firstQuery + 16 * w, y = query / s.windowW - dy, x = query % s.windowW - dx + 15;
-      if (query < s.tokens && y >= 0 && y < s.windowH && x >= 0 && x < TableSums::length(s))
-        sum += sums[w * warpSums + y * TableSums::length(s) + x];
+      const int query = firstQuery + 16 * w, y = query / s.windowW - dy, difference = query % s.windowW - dx;
+      if (query < s.tokens && y >= 0 && y < s.windowH && difference >= -15 && difference < s.windowW)
+        sum += Sums::value(sums + w * warpSums, s, y, difference);
     }
     to[i] = sum;
   }
@@ -325,19 +366,20 @@ __global__ void __launch_bounds__(kBlock, 2)
 
 /* ---- host ---------------------------------------------------------------------------------------------------- */
 
-/* The column, and the warps' sums of dS. */
-size_t extraFloats(const AttentionSizes &s, bool table, bool tableGradient) {
-  return ColumnRange::most(s, table, kTile) + (tableGradient ? (size_t)kWarps * TableSums::size(s) : 0);
+template <class T, int kDim>
+size_t keyBytes(const AttentionSizes &s, bool table) {
+  return sizeof(KeyShared<T, kDim>) + ColumnRange::most(s, table, kTile) * sizeof(float);
+}
+template <class T, int kDim, class Sums>
+size_t queryBytes(const AttentionSizes &s, bool table, bool tableGradient) {
+  const size_t sums = tableGradient ? (size_t)kWarps * Sums::size(s) : 0;
+  return sizeof(QueryShared<T, kDim>) + (ColumnRange::most(s, table, kTile) + sums) * sizeof(float);
 }
 
-template <class T, int kDim>
-diffit_status run(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
+template <class T, int kDim, class Sums>
+diffit_status queryGradient(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
   const AttentionSizes &s = a.s;
   const int64_t tiles = ceilDiv(s.tokens, kTile);
-  if (s.problems * tiles >= (int64_t)1 << 31)
-    return fail(ctx, DIFFIT_UNSUPPORTED, "attention_backward: more than 2^31 blocks");
-  TRY(launch(ctx, gridKeyGradientKernel<T, kDim>, dim3((unsigned)(s.problems * tiles)), dim3(kBlock),
-             sizeof(KeyShared<T, kDim>) + extraFloats(s, a.columns, false) * sizeof(float), a));
   Shares shares = {(int64_t)s.windows * s.batch, 1, 0};
   if (dtable) /* enough blocks to fill the device a few times, but no more parts of the table */
     shares.size = imax(1, shares.perHead * s.heads * tiles / (8 * (int64_t)ctx->about.multiProcessorCount));
@@ -347,24 +389,38 @@ diffit_status run(diffit_context *ctx, const LowAttention<T> &a, float *dtable) 
     partials = (float *)scratch(ctx, 2, (size_t)(shares.count * tiles * s.heads * s.tableRows) * sizeof(float));
     if (!partials) return DIFFIT_OUT_OF_MEMORY;
   }
-  TRY(launch(ctx, gridQueryGradientKernel<T, kDim>, dim3((unsigned)(shares.count * s.heads * tiles)), dim3(kBlock),
-             sizeof(QueryShared<T, kDim>) + extraFloats(s, a.columns, dtable) * sizeof(float), a, shares, partials,
+  TRY(launch(ctx, gridQueryGradientKernel<T, kDim, Sums>, dim3((unsigned)(shares.count * s.heads * tiles)),
+             dim3(kBlock), queryBytes<T, kDim, Sums>(s, a.columns, dtable), a, shares, partials,
              (int)ColumnRange::most(s, a.columns, kTile)));
   return dtable ? foldTables(ctx, partials, dtable, 1, shares.count * tiles, s.heads, s.tableRows) : DIFFIT_OK;
+}
+
+template <class T, int kDim>
+diffit_status run(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
+  const AttentionSizes &s = a.s;
+  const int64_t blocks = s.problems * ceilDiv(s.tokens, kTile);
+  if (blocks >= (int64_t)1 << 31) return fail(ctx, DIFFIT_UNSUPPORTED, "attention_backward: more than 2^31 blocks");
+  TRY(launch(ctx, gridKeyGradientKernel<T, kDim>, dim3((unsigned)blocks), dim3(kBlock), keyBytes<T, kDim>(s, a.columns),
+             a));
+  /* a sum per lane where two blocks still fit a multiprocessor */
+  if (dtable && queryBytes<T, kDim, LaneSums>(s, a.columns, true) <= ctx->about.sharedMemPerBlockOptin / 2)
+    return queryGradient<T, kDim, LaneSums>(ctx, a, dtable);
+  return queryGradient<T, kDim, DiagonalSums>(ctx, a, dtable);
 }
 
 }  // namespace
 
 bool gridBackwardFits(diffit_context *ctx, const AttentionSizes &s, bool table, bool tableGradient) {
   if (tableGradient && s.windowW % 16 != 0) return false;
-  const size_t most = ctx->about.sharedMemPerBlockOptin;
-  return withLowDim(s, [&](auto dim) {
-           constexpr int kDim = decltype(dim)::value;
-           const bool fits =
-               sizeof(KeyShared<bf16, kDim>) + extraFloats(s, table, false) * sizeof(float) <= most &&
-               sizeof(QueryShared<bf16, kDim>) + extraFloats(s, table, tableGradient) * sizeof(float) <= most;
-           return fits ? DIFFIT_OK : DIFFIT_UNSUPPORTED;
-         }) == DIFFIT_OK;
+  size_t bytes = 0;
+  withLowDim(s, [&](auto dim) {
+    constexpr int kDim = decltype(dim)::value;
+    bytes = keyBytes<bf16, kDim>(s, table);
+    const size_t other = queryBytes<bf16, kDim, DiagonalSums>(s, table, tableGradient);
+    if (other > bytes) bytes = other;
+    return DIFFIT_OK;
+  });
+  return bytes <= ctx->about.sharedMemPerBlockOptin;
 }
 
 template <class T>

@@ -7,7 +7,7 @@ import t from 'tap';
 import '../../lib/autograd.js';
 import { setDefaultDevice } from '../../lib/device.js';
 import { attention } from '../../lib/ops/attention.js';
-import { autocast, type LowPrecision, noGrad, scope } from '../../lib/scope.js';
+import type { LowPrecision } from '../../lib/scope.js';
 import { type Tensor, tensor } from '../../lib/tensor.js';
 import { numbers, withoutLeaks } from '../helpers.js';
 import * as reference from './reference.js';
