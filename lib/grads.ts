@@ -18,10 +18,11 @@ import {
   type UnaryKind,
   unary,
   unaryBackward,
+  unaryKinds,
   where,
 } from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
-import { type Activation, gemm, matmul } from './ops/linear.js';
+import { type Activation, gemm, matmulRaw } from './ops/linear.js';
 import { dropoutRaw } from './ops/random.js';
 import { argmax, reduceAxes } from './ops/reduce.js';
 import { numel, type Shape, sameShape } from './shape.js';
@@ -61,7 +62,17 @@ const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
   () => sumTo(mul(g, affine(share, -1, 1)), b.shape),
 ];
 
-const like = (x: Tensor, dtype: DType = x.dtype): Tensor => Tensor.empty(x.shape, dtype, x.device);
+const like = (x: Tensor, dtype: DType = x.dtype, shape: Shape = x.shape): Tensor =>
+  Tensor.empty(shape, dtype, x.device);
+const toDType = (x: Tensor, dtype: DType): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
+/** What several gradients share, made when the first of them is asked for. */
+const once = (make: () => Tensor): (() => Tensor) => {
+  let made: Tensor | undefined;
+  return () => {
+    made ??= make();
+    return made;
+  };
+};
 const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =>
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
@@ -136,25 +147,32 @@ export const gradients: Readonly<Record<string, Rule>> = {
 
   // linear algebra
   matmul: (g, { saved: [a, b], attributes: { transA, transB } }) => [
-    () => sumTo(transA ? matmul(b, g, { transA: transB, transB: true }) : matmul(g, b, { transB: !transB }), a.shape),
-    () => sumTo(transB ? matmul(g, a, { transA: true, transB: transA }) : matmul(a, g, { transA: !transA }), b.shape),
+    () =>
+      sumTo(transA ? matmulRaw(b, g, { transA: transB, transB: true }) : matmulRaw(g, b, { transB: !transB }), a.shape),
+    () =>
+      sumTo(transB ? matmulRaw(g, a, { transA: true, transB: transA }) : matmulRaw(a, g, { transA: !transA }), b.shape),
   ],
   linear: (g, { saved: [x, weight, pre], attributes: { activation } }) => {
-    const dpre = activation ? unaryBackward(activation as Activation, pre, g) : g;
+    const dpre = activation ? like(x, x.dtype, g.shape) : g;
+    if (activation) native.ops.unary_backward(pre.id, g.id, dpre.id, unaryKinds[activation as Activation]);
+    const operand = once(() => toDType(dpre, x.dtype));
     const [m, n, k] = [numel(g.shape.slice(0, -1)), ...weight.shape];
     return [
-      () => gemm({ a: dpre, b: weight, y: like(x), m, n: k, k: n }),
-      () => gemm({ a: dpre, b: x, y: like(weight), m: n, n: k, k: m, transA: true }),
+      () => gemm({ a: operand(), b: weight, y: like(x), m, n: k, k: n }),
+      () => gemm({ a: operand(), b: x, y: like(weight, 'f32'), m: n, n: k, k: m, transA: true }),
       () => reduceAxes('sum', rows(dpre), [0]),
       g,
     ];
   },
-  conv2d: (g, { saved: [x, weight], attributes: { stride, top, left } }) => [
-    () => fused(like(x), (dx) => native.ops.conv2d_dgrad(g.id, weight.id, dx.id, stride, top, left)),
-    () => fused(like(weight), (dw) => native.ops.conv2d_wgrad(x.id, g.id, dw.id, stride, top, left)),
-    () => reduceAxes('sum', rows(g), [0]),
-    g,
-  ],
+  conv2d: (g, { saved: [x, weight], attributes: { stride, top, left } }) => {
+    const operand = once(() => toDType(g, x.dtype));
+    return [
+      () => fused(like(x), (dx) => native.ops.conv2d_dgrad(operand().id, weight.id, dx.id, stride, top, left)),
+      () => fused(like(weight, 'f32'), (dw) => native.ops.conv2d_wgrad(x.id, operand().id, dw.id, stride, top, left)),
+      () => reduceAxes('sum', rows(g), [0]),
+      g,
+    ];
+  },
 
   // norm and attention: one kernel gives all gradients
   layerNorm: (g, { saved: [x, weight, mean, rstd], shapes, needs }) => {

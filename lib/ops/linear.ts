@@ -1,11 +1,16 @@
-/** Matrix products: matmul, and the linear layer with its fused epilogue (bias, activation, residual). */
+/**
+ * Matrix products: matmul, and the linear layer with its fused epilogue (bias, activation, residual). Operands have one dtype; under
+ * autocast() that is the low one, and sums are f32 everywhere.
+ */
 import { DTypeError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
+import { autocastDType } from '../scope.js';
 import { format, numel, sameShape } from '../shape.js';
 import { needsGrad, record } from '../tape.js';
 import { Tensor } from '../tensor.js';
-import { checkShapeOf, checkTensors } from './check.js';
+import { checkFloats, checkShapeOf, checkTensors } from './check.js';
 import { type UnaryKind, unaryKinds } from './elementwise.js';
+import { lowered, loweredWeight } from './precision.js';
 
 /** Activations the gemm epilogue applies. */
 export type Activation = Extract<UnaryKind, 'geluTanh' | 'geluErf' | 'silu' | 'relu' | 'tanh' | 'sigmoid'>;
@@ -58,9 +63,22 @@ export interface MatmulOptions {
   transB?: boolean;
 }
 
-/** a [..., M, K] b [..., K, N] -> [..., M, N]. Leading dimensions agree, or one operand is a plain matrix shared by all. */
-export function matmul(a: Tensor, b: Tensor, { transA = false, transB = false }: MatmulOptions = {}): Tensor {
-  checkTensors('matmul', { a, b });
+/** a [..., M, K] b [..., K, N] -> [..., M, N], of one dtype. Leading dimensions agree, or one operand is a plain matrix shared by all. */
+export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
+  checkFloats('matmul', { a, b });
+  const dtype = autocastDType();
+  const [left, right] = [lowered(a, dtype), lowered(b, dtype)];
+  checkOperands('matmul', 'a', left, 'b', right);
+  const y = matmulRaw(left, right, options);
+  const { transA = false, transB = false } = options;
+  record('matmul', [left, right], y, [left, right], { transA, transB });
+  if (left !== a) left.dispose();
+  if (right !== b) right.dispose();
+  return y;
+}
+
+/** {@link matmul} of two tensors of one dtype, which the result has too; not recorded, and blind to autocast. @internal */
+export function matmulRaw(a: Tensor, b: Tensor, { transA = false, transB = false }: MatmulOptions = {}): Tensor {
   if (a.ndim < 2 || b.ndim < 2) {
     throw new ShapeError(`matmul: expected at least 2 dimensions, got ${format(a.shape)} and ${format(b.shape)}.`);
   }
@@ -74,41 +92,57 @@ export function matmul(a: Tensor, b: Tensor, { transA = false, transB = false }:
     );
   }
   const lead = leadA.length ? leadA : leadB;
-  const y = Tensor.empty([...lead, m, n], 'f32', a.device);
-  gemm({ a, b, y, batch: numel(lead), m, n, k: ka, transA, transB });
-  return record('matmul', [a, b], y, [a, b], { transA, transB });
+  const y = Tensor.empty([...lead, m, n], a.dtype, a.device);
+  return gemm({ a, b, y, batch: numel(lead), m, n, k: ka, transA, transB });
+}
+
+/** The second operand of a matrix product has the dtype of the first. @internal */
+export function checkOperands(op: string, first: string, a: Tensor, second: string, b: Tensor): void {
+  if (a.dtype === b.dtype) return;
+  throw new DTypeError(
+    `${op}: ${second} is ${b.dtype}, expected ${a.dtype} as ${first} is (convert with .to('${a.dtype}')).`,
+  );
 }
 
 /** Options of {@link linear}. */
 export interface LinearOptions {
   /** Applied after the bias. Default none. */
   activation?: Activation;
-  /** Added last, shape of the result: the block's skip connection, in the same memory pass. */
+  /** Added last, shape of the result: the block's skip connection, in the same memory pass. The result has its dtype. */
   residual?: Tensor;
 }
 
 /**
- * x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual.
- * A bf16 weight is read as it is, for inference; nothing is recorded then, and an input that needs a gradient is an error.
+ * x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual. x and weight have
+ * one dtype (or autocast gives them one), the bias is f32. A bf16 weight may also stand beside an f32 x, for inference; nothing is
+ * recorded then, and an input that needs a gradient is an error.
  */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, { activation, residual }: LinearOptions = {}): Tensor {
-  checkTensors('linear', { x, bias, residual });
-  checkTensors('linear', { weight }, weight.dtype === 'bf16' ? 'bf16' : 'f32', x.device);
+  checkFloats('linear', { x, weight, residual });
+  checkTensors('linear', { bias }, 'f32', x.device);
   if (x.ndim < 1) throw new ShapeError('linear: x is a scalar, expected at least 1 dimension.');
   checkShapeOf('linear', 'weight', weight, [-1, x.shape[x.ndim - 1]]);
   const [n, k] = weight.shape;
   checkShapeOf('linear', 'bias', bias, [n]);
   const shape = [...x.shape.slice(0, -1), n];
   checkShapeOf('linear', 'residual', residual, shape);
-  const inputs = [x, weight, bias, residual];
-  if (weight.dtype === 'bf16' && needsGrad(inputs)) {
+  const dtype = autocastDType();
+  const mixed = dtype === undefined && x.dtype === 'f32' && weight.dtype === 'bf16';
+  if (mixed && needsGrad([x, weight, bias, residual])) {
     throw new DTypeError('linear: a bf16 weight has no gradient; run it in noGrad(), or load the weights as f32.');
   }
-  const y = Tensor.empty(shape, 'f32', x.device);
+  if (dtype === undefined && !mixed) checkOperands('linear', 'x', x, 'weight', weight);
+  // The tape keeps the converted operands, so backward() does not convert them again; the gradient goes to the weight itself.
+  const [input, matrix] = [lowered(x, dtype), loweredWeight(weight, dtype)];
+  const inputs = [input, weight, bias, residual];
+  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device);
   // The activation's gradient wants its input, which only exists inside the kernel: keep a copy when it will be asked for.
-  const pre = activation && needsGrad(inputs) ? Tensor.empty(shape, 'f32', x.device) : undefined;
-  gemm({ a: x, b: weight, y, m: numel(shape.slice(0, -1)), n, k, transB: true, bias, residual, pre, activation });
-  record('linear', inputs, y, [x, weight, pre], { activation });
+  const pre = activation && needsGrad(inputs) ? Tensor.empty(shape, input.dtype, x.device) : undefined;
+  const m = numel(shape.slice(0, -1));
+  gemm({ a: input, b: matrix, y, m, n, k, transB: true, bias, residual, pre, activation });
+  record('linear', inputs, y, [input, matrix, pre], { activation });
   pre?.dispose();
+  if (input !== x) input.dispose();
+  if (matrix !== weight) matrix.dispose();
   return y;
 }

@@ -1,43 +1,80 @@
 /*
- * The operation gemm: batched matrix products in all four transpositions, f32, b also in bf16 (a linear layer with
- * half-size weights). Shapes: op(a) [batch or 1, m, k], op(b) [batch or 1, k, n], y [batch, m, n]. How it works: gemm_tile.cuh.
+ * The operation gemm: batched matrix products in all four transpositions. Shapes: op(a) [batch or 1, m, k], op(b) [batch or 1, k, n], y
+ * [batch, m, n]. f32 operands (b also bf16: a linear layer with half-size weights) are multiplied in f32 by gemm_tile.cuh; bf16
+ * and f16 on tensor cores, by CUTLASS where it is built in and has the case (cutlass_gemm.cuh), else by gemm_mma.cuh.
  */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cutlass_gemm.cuh"
 #include "gemm_load.cuh"
+#include "gemm_problem.cuh"
 #include "gemm_tile.cuh"
 
 namespace diffit {
+namespace {
+
+bool isFloats(const diffit_tensor *t, int64_t n) { return isFloat(t->dtype) && numel(t) == n; }
+
+/* f32 in full: a x b on the ordinary units. */
+diffit_status exactGemm(diffit_context *ctx, const GemmProblem &p) {
+  auto run = [&](const auto &a, const auto &b) { return multiply(ctx, a, b, p.e, p.batch, p.m, p.n, p.k); };
+  if (p.b->dtype == DIFFIT_BF16)
+    return run(linesOf<float>(p.a, p.m, p.k, p.aStep), linesOf<bf16>(p.b, p.n, p.k, p.bStep));
+  const LineLoader<float> a = linesOf<float>(p.a, p.m, p.k, p.aStep), b = linesOf<float>(p.b, p.n, p.k, p.bStep);
+  const DepthLoader acrossA = depthsOf(p.a, p.m, p.aStep), acrossB = depthsOf(p.b, p.n, p.bStep);
+  if (p.transA && p.transB) return run(acrossA, b);
+  if (p.transA) return run(acrossA, acrossB);
+  return p.transB ? run(a, b) : run(a, acrossB);
+}
+
+}  // namespace
+
+bool useTf32() {
+  static const bool asked = [] {
+    const char *value = getenv("DIFFIT_TF32");
+    return value && strcmp(value, "1") == 0;
+  }();
+  return asked;
+}
+
 diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b, const diffit_tensor *bias,
                       const diffit_tensor *gateInput, const diffit_tensor *residual, diffit_tensor *y,
                       diffit_tensor *pre, int64_t batch, int64_t m, int64_t n, int64_t k, int64_t transA,
                       int64_t transB, int64_t activation, int64_t gateKind, int64_t accumulate) {
-  REQUIRE_F32(a);
-  REQUIRE(b->dtype == DIFFIT_F32 || (b->dtype == DIFFIT_BF16 && !transA && transB));
-  REQUIRE_F32(y);
+  REQUIRE(isFloat(a->dtype));
+  REQUIRE(b->dtype == a->dtype || (a->dtype == DIFFIT_F32 && b->dtype == DIFFIT_BF16 && !transA && transB));
   const int64_t limit = (int64_t)1 << 31;
   REQUIRE(batch >= 0 && m >= 0 && n >= 0 && k >= 0 && batch < limit && m < limit && n < limit && k < limit);
   int64_t size = 0;
-  REQUIRE(!__builtin_mul_overflow(m * n, batch, &size) && numel(y) == size);
   REQUIRE(!__builtin_mul_overflow(m * k, batch, &size) && (numel(a) == size || numel(a) == m * k));
   REQUIRE(!__builtin_mul_overflow(k * n, batch, &size) && (numel(b) == size || numel(b) == k * n));
+  REQUIRE(!__builtin_mul_overflow(m * n, batch, &size) && isFloats(y, size));
   REQUIRE(!bias || isVector(bias, n));
-  REQUIRE(!gateInput || isVector(gateInput, numel(y)));
-  REQUIRE(!residual || isVector(residual, numel(y)));
-  REQUIRE(!pre || isVector(pre, numel(y)));
+  REQUIRE(!gateInput || isFloats(gateInput, size));
+  REQUIRE(!residual || isFloats(residual, size));
+  REQUIRE(!pre || isFloats(pre, size));
   REQUIRE(activation == DIFFIT_NO_ACTIVATION || isActivation(activation));
   REQUIRE(!gateInput || isActivation(gateKind));
-  const Epilogue e = {f32(bias), f32(gateInput),  f32(residual), f32(y),
-                      f32(pre),  (int)activation, (int)gateKind, accumulate != 0};
-  const int64_t aStep = numel(a) == m * k ? 0 : m * k, bStep = numel(b) == k * n ? 0 : k * n;
-  if (bStep == 0 && aStep != 0 && !transA) { /* one tall matrix */
-    m *= batch;
-    batch = 1;
-  }
-  if (b->dtype == DIFFIT_BF16)
-    return multiply(ctx, linesOf<float>(a, m, k, aStep), linesOf<bf16>(b, n, k, bStep), e, batch, m, n, k);
-  if (transA && transB) return multiply(ctx, depthsOf(a, m, aStep), linesOf<float>(b, n, k, bStep), e, batch, m, n, k);
-  if (transA) return multiply(ctx, depthsOf(a, m, aStep), depthsOf(b, n, bStep), e, batch, m, n, k);
-  if (transB) return multiply(ctx, linesOf<float>(a, m, k, aStep), linesOf<float>(b, n, k, bStep), e, batch, m, n, k);
-  return multiply(ctx, linesOf<float>(a, m, k, aStep), depthsOf(b, n, bStep), e, batch, m, n, k);
+  GemmProblem p = {};
+  p.a = a;
+  p.b = b;
+  p.e = {f32(bias),     floatsOf(gateInput), floatsOf(residual), floatsOf(y),
+         floatsOf(pre), (int)activation,     (int)gateKind,      accumulate != 0};
+  p.aStep = numel(a) == m * k ? 0 : m * k;
+  p.bStep = numel(b) == k * n ? 0 : k * n;
+  p.transA = transA != 0;
+  p.transB = transB != 0;
+  const bool tall = p.bStep == 0 && p.aStep != 0 && !transA; /* one tall matrix */
+  p.batch = tall ? 1 : batch;
+  p.m = tall ? m * batch : m;
+  p.n = n;
+  p.k = k;
+  if (a->dtype == DIFFIT_F32) return useTf32() && b->dtype == DIFFIT_F32 ? mmaGemm<float>(ctx, p) : exactGemm(ctx, p);
+  bool taken = false;
+  TRY(cutlassGemm(ctx, p, &taken));
+  if (taken) return DIFFIT_OK;
+  return a->dtype == DIFFIT_BF16 ? mmaGemm<bf16>(ctx, p) : mmaGemm<f16>(ctx, p);
 }
 
 }  // namespace diffit

@@ -5,7 +5,7 @@
 #ifndef DIFFIT_CUDA_GEMM_LOAD_CUH
 #define DIFFIT_CUDA_GEMM_LOAD_CUH
 
-#include "context.cuh"
+#include "gemm_epilogue.cuh"
 
 namespace diffit {
 
@@ -52,8 +52,6 @@ struct DepthLoader {
     return make_float4(v[0], v[1], v[2], v[3]);
   }
 };
-
-inline bool isAligned(const void *pointer, size_t bytes) { return (uintptr_t)pointer % bytes == 0; }
 
 template <class T>
 LineLoader<T> linesOf(const diffit_tensor *t, int64_t lines, int64_t k, int64_t step) {

@@ -21,9 +21,13 @@ constexpr int kPad = 4;
 template <int kTile>
 constexpr int kDepth = kTile == 128 ? 8 : 16;
 
+/* Sums of 64 rows go to shared memory at a time, over the operands. */
 template <int kTile>
-struct GemmShared {
-  float a[2][kDepth<kTile>][kTile + kPad], b[2][kDepth<kTile>][kTile + kPad];
+union GemmShared {
+  struct {
+    float a[2][kDepth<kTile>][kTile + kPad], b[2][kDepth<kTile>][kTile + kPad];
+  };
+  float sums[64][kTile + kPad];
 };
 
 /* Four numbers per thread and step of one operand's kTile x kDepth<kTile>, from the loader to shared memory. */
@@ -67,9 +71,9 @@ struct Stage {
 };
 
 /* blockIdx.x: tiles of columns, then of rows; y: pieces of k; z: batch. */
-template <int kTile, class LoadA, class LoadB, class Store>
+template <int kTile, class LoadA, class LoadB>
 __global__ void __launch_bounds__(kThreads, 2)
-    gemmKernel(LoadA loadA, LoadB loadB, Store store, int k, int piece, unsigned columnTiles, int64_t batch) {
+    gemmKernel(LoadA loadA, LoadB loadB, Finish finish, int k, int piece, unsigned columnTiles, int64_t batch) {
   constexpr int kQuads = kTile / 64; /* groups of four rows, and of four columns, per thread */
   GemmShared<kTile> &shared = sharedMemory<GemmShared<kTile>>();
   const int firstRow = (int)(blockIdx.x / columnTiles) * kTile;
@@ -112,11 +116,19 @@ __global__ void __launch_bounds__(kThreads, 2)
       __syncthreads();
     }
 #pragma unroll
-    for (int i = 0; i < 4 * kQuads; i++)
+    for (int half = 0; half < kQuads; half++) {
 #pragma unroll
-      for (int q = 0; q < kQuads; q++)
-        store.four(z, blockIdx.y, firstRow + i / 4 * 64 + row + i % 4, firstColumn + q * 64 + column,
-                   make_float4(sums[i][4 * q], sums[i][4 * q + 1], sums[i][4 * q + 2], sums[i][4 * q + 3]));
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int q = 0; q < kQuads; q++) {
+          const float *v = &sums[4 * half + i][4 * q];
+          *(float4 *)&shared.sums[row + i][q * 64 + column] = make_float4(v[0], v[1], v[2], v[3]);
+        }
+      __syncthreads();
+      finish.rows<64, kTile, kTile + kPad, kThreads>(&shared.sums[0][0], z, blockIdx.y, firstRow + half * 64,
+                                                     firstColumn);
+      __syncthreads();
+    }
   }
 }
 
@@ -124,17 +136,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 /* Rows, columns and k are counted in 32 bits (with a tile to spare). */
 constexpr int64_t kSizeLimit = ((int64_t)1 << 31) - 256;
-/* Shortest piece of k worth a block of its own. */
-constexpr int64_t kShortestPiece = 256, kMostPieces = 64;
 
-template <int kTile, class LoadA, class LoadB, class Store>
-diffit_status launchGemm(diffit_context *ctx, const LoadA &a, const LoadB &b, const Store &store, int64_t batch,
-                         int64_t m, int64_t n, int64_t k, int64_t piece) {
+template <int kTile, class LoadA, class LoadB>
+diffit_status launchGemm(diffit_context *ctx, const LoadA &a, const LoadB &b, const Epilogue &e, int64_t batch,
+                         int64_t m, int64_t n, int64_t k) {
   const int64_t columnTiles = ceilDiv(n, kTile), tiles = ceilDiv(m, kTile) * columnTiles;
   REQUIRE(m < kSizeLimit && n < kSizeLimit && k < kSizeLimit && tiles < kSizeLimit);
+  const int64_t piece = pieceOf(k, tiles * batch, ctx->about.multiProcessorCount, 16);
   const dim3 grid((unsigned)tiles, (unsigned)imax(1, ceilDiv(k, piece)), (unsigned)imin(batch, 65535));
-  return launch(ctx, gemmKernel<kTile, LoadA, LoadB, Store>, grid, dim3(kThreads), sizeof(GemmShared<kTile>), a, b,
-                store, (int)k, (int)piece, (unsigned)columnTiles, batch);
+  return inPieces(ctx, e, batch, m, n, k, piece, [&](const Finish &finish) {
+    return launch(ctx, gemmKernel<kTile, LoadA, LoadB>, grid, dim3(kThreads), sizeof(GemmShared<kTile>), a, b, finish,
+                  (int)k, (int)piece, (unsigned)columnTiles, batch);
+  });
 }
 
 /* y = epilogue(a b^T) over `batch` products of m x n x k. */
@@ -142,23 +155,8 @@ template <class LoadA, class LoadB>
 diffit_status multiply(diffit_context *ctx, const LoadA &a, const LoadB &b, const Epilogue &e, int64_t batch, int64_t m,
                        int64_t n, int64_t k) {
   if (batch == 0 || m == 0 || n == 0) return DIFFIT_OK;
-  const int64_t processors = ctx->about.multiProcessorCount;
-  const bool large = ceilDiv(m, 128) * ceilDiv(n, 128) * batch >= processors && m > 64 && n > 64;
-  const int64_t tile = large ? 128 : 64, tiles = ceilDiv(m, tile) * ceilDiv(n, tile) * batch;
-  int64_t pieces = imin(kMostPieces, imin(k / kShortestPiece, 2 * processors / tiles));
-  if (pieces <= 1) {
-    const EpilogueStore store = {e, (int)m, (int)n};
-    if (large) return launchGemm<128>(ctx, a, b, store, batch, m, n, k, imax(k, 1));
-    return launchGemm<64>(ctx, a, b, store, batch, m, n, k, imax(k, 1));
-  }
-  const int64_t piece = ceilDiv(ceilDiv(k, pieces), 16) * 16, size = batch * m * n;
-  pieces = ceilDiv(k, piece);
-  float *partials = (float *)scratch(ctx, 0, (size_t)(pieces * size) * sizeof(float));
-  if (!partials) return DIFFIT_OUT_OF_MEMORY;
-  const PartialStore store = {partials, (int)m, (int)n, size};
-  TRY(large ? launchGemm<128>(ctx, a, b, store, batch, m, n, k, piece)
-            : launchGemm<64>(ctx, a, b, store, batch, m, n, k, piece));
-  return joinPartials(ctx, partials, pieces, e, batch, m, n);
+  const bool large = ceilDiv(m, 128) * ceilDiv(n, 128) * batch >= ctx->about.multiProcessorCount && m > 64 && n > 64;
+  return large ? launchGemm<128>(ctx, a, b, e, batch, m, n, k) : launchGemm<64>(ctx, a, b, e, batch, m, n, k);
 }
 
 }  // namespace diffit
