@@ -80,7 +80,7 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   const needs = edges.map((edge) => edge !== undefined);
   try {
     scope(() => {
-      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, attributes, needs });
+      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, dtypes, attributes, needs });
       for (const [i, edge] of edges.entries()) {
         if (edge === undefined) continue;
         const entry = results[i];

@@ -57,6 +57,19 @@ __device__ __forceinline__ uint32_t packPair<f16>(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
+/* The two numbers of such a register, in f32. */
+template <class T>
+__device__ float2 unpackPair(uint32_t bits);
+template <>
+__device__ __forceinline__ float2 unpackPair<bf16>(uint32_t bits) {
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+template <>
+__device__ __forceinline__ float2 unpackPair<f16>(uint32_t bits) {
+  half2 pair;
+  memcpy(&pair, &bits, 4);
+  return __half22float2(pair);
+}
 __device__ __forceinline__ uint32_t toTf32(float x) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));

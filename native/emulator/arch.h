@@ -49,6 +49,12 @@ uint32_t packPair(float low, float high) {
   memcpy(&bits, pair, 4);
   return bits;
 }
+template <class T>
+float2 unpackPair(uint32_t bits) {
+  T pair[2];
+  memcpy(pair, &bits, 4);
+  return {toFloat(pair[0]), toFloat(pair[1])};
+}
 /* Rounded to nearest, ties away, 10 bits of mantissa: cvt.rna.tf32. */
 inline uint32_t toTf32(float x) {
   uint32_t bits;
