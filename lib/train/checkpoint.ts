@@ -89,7 +89,7 @@ export async function restoreCheckpoint<M extends Module>(
 ): Promise<CheckpointState> {
   const state = await readCheckpointState(path);
   const different = differences(
-    { ...withPrecision(state.config), seed: state.seed },
+    { ...withPrecision(state.config, config), seed: state.seed },
     { ...config, seed: trainer.seed },
   );
   if (different.length > 0) {
