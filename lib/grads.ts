@@ -63,12 +63,12 @@ const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
   () => sumTo(mul(g, affine(share, -1, 1)), b.shape),
 ];
 
-const inDType = (x: Tensor, dtype: DType = 'f32'): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
 const like = (x: Tensor, dtype: DType = x.dtype): Tensor => Tensor.empty(x.shape, dtype, x.device);
 const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =>
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
 const idOf = (x: Tensor | undefined): number => x?.id ?? 0;
+const inDType = (x: Tensor, dtype: DType = 'f32'): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
 
 export const gradients: Readonly<Record<string, Rule>> = {
   // elementwise
