@@ -19,19 +19,18 @@ export function widened(x: Tensor): Tensor {
 }
 
 /**
- * A weight's values in `dtype`, not recorded: its gradient is that of the f32 weight. Itself as in {@link lowered}. The result
- * belongs to the weight and is disposed with it.
+ * A weight's values in `dtype`, not recorded: its gradient is that of the f32 weight. Itself as in {@link lowered}; else a tensor of the
+ * caller's over the buffer of the weight's copy, which is disposed with the weight.
  */
 export function loweredWeight(weight: Tensor, dtype: LowPrecision | undefined): Tensor {
   if (dtype === undefined || weight.dtype === dtype) return weight;
   const { lowered, writes } = weight;
-  if (lowered?.copy.dtype === dtype) {
-    if (lowered.writes !== writes) lowered.copy.copyFrom(weight);
+  if (lowered?.copy.dtype !== dtype) {
+    lowered?.copy.dispose();
+    weight.lowered = { copy: keep(castRaw(weight, dtype)), writes };
+  } else if (lowered.writes !== writes) {
+    lowered.copy.copyFrom(weight);
     lowered.writes = writes;
-    return lowered.copy;
   }
-  lowered?.copy.dispose();
-  const copy = keep(castRaw(weight, dtype));
-  weight.lowered = { copy, writes };
-  return copy;
+  return (weight.lowered as { copy: Tensor }).copy.detach();
 }
