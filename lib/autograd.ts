@@ -8,7 +8,7 @@ import { gradients } from './grads.js';
 import { castRaw, linearCombination } from './ops/elementwise.js';
 import { reshape } from './ops/index.js';
 import { defaultGenerator } from './ops/random.js';
-import { adopt, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
+import { adopt, autocast, autocastDType, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
 import { format, sameShape } from './shape.js';
 import { Node, setEngine } from './tape.js';
 import { full, type Tensor } from './tensor.js';
@@ -80,7 +80,7 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   const needs = edges.map((edge) => edge !== undefined);
   try {
     scope(() => {
-      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, attributes, needs });
+      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, dtypes, attributes, needs });
       for (const [i, edge] of edges.entries()) {
         if (edge === undefined) continue;
         const entry = results[i];
@@ -123,10 +123,12 @@ function accumulate(sum: Tensor | undefined, part: Tensor): Tensor {
 /**
  * Runs `fn(...inputs)` without keeping its intermediate results, and runs it again during backward() to get them
  * (activation checkpointing): memory for the price of one more forward pass. Draws from the default generator repeat
- * exactly. Parameters that fn uses besides `inputs` get their gradients too.
+ * exactly, and the autocast around the call is around the second run too. Parameters that fn uses besides `inputs` get their gradients
+ * too.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   const random = defaultGenerator.state();
+  const precision = autocastDType() ?? 'f32';
   const output = noGrad(() => scope(() => fn(...inputs).detach()));
   if (!gradEnabled()) return output;
   // Recorded even when no input asks for a gradient: the parameters inside fn do.
@@ -134,7 +136,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     const now = defaultGenerator.state();
     defaultGenerator.restore(random);
     try {
-      return withGrad(true, () => recompute(fn, saved, needs, g));
+      return withGrad(true, () => recompute((...leaves) => autocast(precision, () => fn(...leaves)), saved, needs, g));
     } finally {
       defaultGenerator.restore(now);
     }

@@ -2,8 +2,8 @@
  * The gradient of every operation, one rule each.
  *
  * A rule gets g (the gradient of the output) and what the operation recorded, and returns one entry per input: a
- * tensor, a function making it (called only when that input needs it), or undefined. Shapes: entry i has the shape of
- * input i. Rules run without recording.
+ * tensor, a function making it (called only when that input needs it), or undefined. Entry i has the shape of input i; where its dtype is
+ * another one, it is converted (autograd.ts). Rules run without recording.
  */
 import type { DType } from './dtype.js';
 import { native } from './native.js';
@@ -34,6 +34,8 @@ type Gradient = Tensor | (() => Tensor) | undefined;
 export interface Recorded {
   saved: readonly (Tensor | undefined)[];
   shapes: readonly Shape[];
+  /** Of the inputs. */
+  dtypes: readonly (DType | undefined)[];
   // biome-ignore lint/suspicious/noExplicitAny: each rule knows what its operation recorded
   attributes: any;
   /** Does input i want a gradient? */
@@ -77,6 +79,7 @@ const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
 const idOf = (x: Tensor | undefined): number => x?.id ?? 0;
+const inDType = (x: Tensor, dtype: DType = 'f32'): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
 
 export const gradients: Readonly<Record<string, Rule>> = {
   // elementwise
@@ -98,16 +101,18 @@ export const gradients: Readonly<Record<string, Rule>> = {
   ],
   where: (g, { saved: [condition], shapes: [, a, b] }) => [
     undefined,
-    () => sumTo(where(condition, g, zeros([], { device: g.device })), a),
-    () => sumTo(where(condition, zeros([], { device: g.device }), g), b),
+    () => sumTo(where(condition, g, zeros([], { dtype: g.dtype, device: g.device })), a),
+    () => sumTo(where(condition, zeros([], { dtype: g.dtype, device: g.device }), g), b),
   ],
   linearCombination: (g, { attributes: { coefficients } }) => coefficients.map((c: number) => () => affine(g, c, 0)),
   cast: (g, { attributes: { from } }) => [castRaw(g, from as DType)],
 
   // reductions
-  sum: (g, { shapes: [x], attributes: { kept } }) => [broadcastTo(reshapeRaw(g, kept), x)],
-  mean: (g, { shapes: [x], attributes: { kept } }) => [
-    broadcastTo(affine(reshapeRaw(g, kept), numel(g.shape) / numel(x), 0), x),
+  sum: (g, { shapes: [x], dtypes: [dtype], attributes: { kept } }) => [
+    broadcastTo(reshapeRaw(inDType(g, dtype), kept), x),
+  ],
+  mean: (g, { shapes: [x], dtypes: [dtype], attributes: { kept } }) => [
+    broadcastTo(reshapeRaw(inDType(affine(g, numel(g.shape) / numel(x), 0), dtype), kept), x),
   ],
   max: (g, { saved: [x], attributes: { axis, kept } }) => {
     const n = x.shape[axis];
@@ -138,11 +143,13 @@ export const gradients: Readonly<Record<string, Rule>> = {
     }),
   pad: (g, { shapes: [x], attributes: { offset } }) => [crop(g, x, offset)],
   embedding: (g, { saved: [ids], shapes: [table] }) => [
-    fused(Tensor.empty(table, 'f32', g.device), (dtable) => native.ops.scatter_add_rows(g.id, ids.id, dtable.id)),
+    fused(Tensor.empty(table, 'f32', g.device), (dtable) =>
+      native.ops.scatter_add_rows(inDType(g, 'f32').id, ids.id, dtable.id),
+    ),
     undefined,
   ],
   upsample2x: (g, { shapes: [x] }) => [
-    fused(Tensor.empty(x, 'f32', g.device), (dx) => native.ops.upsample2x_backward(g.id, dx.id)),
+    fused(Tensor.empty(x, g.dtype, g.device), (dx) => native.ops.upsample2x_backward(g.id, dx.id)),
   ],
 
   // linear algebra

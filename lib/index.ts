@@ -27,7 +27,7 @@ export * as models from './models/index.js';
 export * as nn from './nn/index.js';
 export { Generator, manualSeed, rand, randn } from './ops/random.js';
 export * as optim from './optim/index.js';
-export { keep, noGrad, scope } from './scope.js';
+export { autocast, keep, type LowPrecision, noGrad, scope } from './scope.js';
 export type { Shape } from './shape.js';
 export { arange, full, ones, Tensor, type TensorOptions, tensor, zeros } from './tensor.js';
 export * as train from './train/index.js';

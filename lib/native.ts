@@ -166,6 +166,8 @@ export interface NativeOps {
     grads: Ids,
     m: Ids,
     v: Ids,
+    averages: Ids,
+    copies: Ids,
     scale: TensorId,
     step: Scalar,
     lr: Scalar,
@@ -175,6 +177,7 @@ export interface NativeOps {
     weightDecay: Scalar,
     decoupled: Scalar,
     finiteOnly: Scalar,
+    emaDecay: Scalar,
   ): void;
   ema(averages: Ids, params: Ids, decay: Scalar): void;
   square_sum(xs: Ids, y: TensorId): void;
@@ -238,7 +241,7 @@ export interface NativeAddon {
 }
 
 /** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
-const expectedAbiVersion = 2;
+const expectedAbiVersion = 3;
 
 const require = createRequire(import.meta.url);
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');

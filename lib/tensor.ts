@@ -3,7 +3,8 @@
  *
  * Every operation checks its arguments at once, allocates its result and enqueues the work; nothing here computes or
  * waits. `await t.data()` is where the caller meets the device. Operations live in ops/, one file per topic, and are
- * also reachable as methods of Tensor for the common ones.
+ * also reachable as methods of Tensor for the common ones. They take f32, bf16 and f16 and compute in f32; the result has the operands'
+ * dtype, f32 when those differ, and sums are f32.
  */
 
 import { type DeviceName, defaultDevice, deviceId } from './device.js';
@@ -33,7 +34,7 @@ class Handle {
   /** @param buffer Tensors over the same buffer, this one not yet counted; views have ids of their own but share it. */
   constructor(
     readonly id: TensorId,
-    readonly buffer = { users: 0 },
+    readonly buffer = { users: 0, writes: 0 },
   ) {
     buffer.users++;
     collected.register(this, id);
@@ -58,6 +59,8 @@ export class Tensor implements Disposable {
   /** The operation that made this tensor, while gradients are recorded. @internal */
   node?: Node;
   requiresGrad = false;
+  /** A weight's values in low precision, made when `writes` was this (ops/precision.ts). Goes with the weight. @internal */
+  lowered?: { readonly copy: Tensor; writes: number };
   private disposed = false;
 
   private constructor(
@@ -133,6 +136,17 @@ export class Tensor implements Disposable {
     return this.handle.buffer.users > 1;
   }
 
+  /** How often the buffer was written to after it was filled, through whatever tensor. @internal */
+  get writes(): number {
+    return this.handle.buffer.writes;
+  }
+
+  /** To be called by whatever writes into an existing tensor. Returns this. @internal */
+  written(): this {
+    this.handle.buffer.writes++;
+    return this;
+  }
+
   get ndim(): number {
     return this.shape.length;
   }
@@ -152,6 +166,8 @@ export class Tensor implements Disposable {
     this.disposed = true;
     this.handle.release();
     this.node = undefined;
+    this.lowered?.copy.dispose();
+    this.lowered = undefined;
   }
 
   [Symbol.dispose](): void {
@@ -222,7 +238,7 @@ export class Tensor implements Disposable {
       throw new ShapeError(`copyFrom: cannot copy ${format(source.shape)} into ${format(this.shape)}.`);
     }
     native.ops.cast(source.id, this.id);
-    return this;
+    return this.written();
   }
 
   /** Converts to another dtype; to integers it truncates and saturates. The gradient is converted back. */
@@ -263,15 +279,15 @@ export class Tensor implements Disposable {
   clamp(low: number, high: number): Tensor {
     return elementwise.clamp(this, low, high);
   }
-  /** Sum over `axes` (all by default). */
+  /** Sum over `axes` (all by default), f32. */
   sum(axes?: number | readonly number[], keepDims = false): Tensor {
     return reduce.sum(this, axes, keepDims);
   }
-  /** Mean over `axes` (all by default). */
+  /** Mean over `axes` (all by default), f32. */
   mean(axes?: number | readonly number[], keepDims = false): Tensor {
     return reduce.mean(this, axes, keepDims);
   }
-  /** Largest value over one axis; no gradient. */
+  /** Largest value over one axis, f32. Its gradient goes to the first element that has it. */
   max(axis: number, keepDims = false): Tensor {
     return reduce.max(this, axis, keepDims);
   }

@@ -79,6 +79,10 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--batch <n>', 'images per step', integer(1))
     .option('--micro-batch <n>', 'most images per forward pass; larger batches are accumulated', integer(1))
     .option('--lr <x>', 'peak learning rate', nonNegative)
+    .option(
+      '--precision <dtype>',
+      "f32 or bf16: matrix products and activations (default: the recipe's; imagenet256 and imagenet512 on a GPU: bf16)",
+    )
     .option('--seed <n>', 'names all random numbers of the run', integer(0), 0)
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
     .option('--checkpoint-every <n>', 'steps between checkpoints', integer(1), 1000)
@@ -107,6 +111,11 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
     .addOption(
       new Option('--weights <dtype>', 'how weights are kept in memory').choices(['f32', 'bf16']).default('f32'),
+    )
+    .addOption(
+      new Option('--precision <dtype>', 'matrix products and activations')
+        .choices(['f32', 'bf16', 'f16'])
+        .default('f32'),
     )
     .option(
       '--labels <list>',

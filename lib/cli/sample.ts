@@ -9,6 +9,7 @@ import { setDefaultDevice } from '../device.js';
 import { FileError, OptionError } from '../errors.js';
 import { imageGrid, saveImage, writeImageNpz } from '../io/index.js';
 import { type AutoencoderKL, type DiffusionModel, LatentTransformer, preset as presetNamed } from '../models/index.js';
+import { autocast } from '../scope.js';
 import {
   checkLabels,
   checkSampler,
@@ -29,6 +30,7 @@ export interface SampleOptions {
   checkpoint?: string;
   vae?: string;
   weights: 'f32' | 'bf16';
+  precision: 'f32' | 'bf16' | 'f16';
   labels?: (number | string)[];
   class?: (number | string)[];
   num?: number;
@@ -83,7 +85,8 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
       }
       vae = await openVae(options.vae, terminal, signal);
       const { classNames } = description;
-      await draw({ ...options, out }, { model, classNames, sampler, file, vae }, terminal, signal);
+      const loaded = { model, classNames, sampler, file, vae };
+      await autocast(options.precision, () => draw({ ...options, out }, loaded, terminal, signal));
     } finally {
       model.dispose();
       vae?.dispose();

@@ -18,6 +18,7 @@ export interface TrainOptions {
   batch?: number;
   microBatch?: number;
   lr?: number;
+  precision?: 'f32' | 'bf16';
   seed: number;
   device: string;
   checkpointEvery: number;
@@ -31,7 +32,7 @@ const defaultSampleEvery = 1000;
 
 export async function train(options: TrainOptions, terminal: Terminal): Promise<number> {
   const { steps, out, seed, resume, checkpointEvery } = options;
-  const plan = planTraining(await recipeOf(options));
+  const plan = planTraining(await recipeOf(options), { device: options.device });
   const canSample = plan.kind === 'ImageDiffiT' || options.vae !== undefined;
   const sampleEvery = options.sampleEvery ?? (canSample ? defaultSampleEvery : 0);
   if (steps === undefined) throw new OptionError('Give --steps N, the number of optimizer steps.');
@@ -45,9 +46,9 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
   const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery, vae });
   try {
     const { trainer, dataset } = run;
-    const { batch } = plan.training;
+    const { batch, precision } = plan.training;
     terminal.note(
-      `${plan.preset ?? 'recipe'}: ${(trainer.model.parameterCount() / 1e6).toFixed(2)}M parameters, ` +
+      `${plan.preset ?? 'recipe'}: ${(trainer.model.parameterCount() / 1e6).toFixed(2)}M parameters in ${precision}, ` +
         `${dataset.length} images, ${steps} steps of ${batch}${trainer.step > 0 ? `, resuming after step ${trainer.step}` : ''}`,
     );
     return await interruptible(
@@ -82,11 +83,11 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
 }
 
 /** The recipe of --preset or --recipe, with the options that replace parts of it. */
-async function recipeOf({ preset, recipe, data, batch, microBatch, lr }: TrainOptions): Promise<Recipe> {
+async function recipeOf({ preset, recipe, data, batch, microBatch, lr, precision }: TrainOptions): Promise<Recipe> {
   if (preset !== undefined && recipe !== undefined) throw new OptionError('Give --preset or --recipe, not both.');
   if (preset === undefined && recipe === undefined) throw new OptionError('Give --preset NAME or --recipe FILE.');
   const base: Recipe = recipe === undefined ? { preset } : await readRecipe(recipe);
-  const given = Object.entries({ batch, microBatch, lr }).filter(([, value]) => value !== undefined);
+  const given = Object.entries({ batch, microBatch, lr, precision }).filter(([, value]) => value !== undefined);
   return { ...base, ...(data !== undefined && { data }), training: { ...base.training, ...Object.fromEntries(given) } };
 }
 

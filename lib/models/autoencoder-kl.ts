@@ -12,6 +12,7 @@ import { Module, type StateDict } from '../nn/module.js';
 import { checkShapeOf } from '../ops/check.js';
 import { clamp } from '../ops/elementwise.js';
 import { permute, slice } from '../ops/index.js';
+import { widened } from '../ops/precision.js';
 import type { RandomKey } from '../ops/random.js';
 import { parseOptions } from '../options.js';
 import { scope } from '../scope.js';
@@ -89,7 +90,7 @@ export class AutoencoderKL extends Module {
     }
     const { mean, logvar } = scope(() => {
       const h = this.quantConv.forward(this.encoder.forward(permute(x, [0, 2, 3, 1])));
-      const moments = permute(h, [0, 3, 1, 2]);
+      const moments = widened(permute(h, [0, 3, 1, 2]));
       return {
         mean: slice(moments, 1, 0, latentChannels),
         logvar: clamp(slice(moments, 1, latentChannels), ...logvarRange),
@@ -103,7 +104,7 @@ export class AutoencoderKL extends Module {
     checkShapeOf('AutoencoderKL.decode', 'latents', latents, [-1, this.config.latentChannels, -1, -1]);
     return scope(() => {
       const h = this.postQuantConv.forward(permute(latents, [0, 2, 3, 1]));
-      return permute(this.decoder.forward(h), [0, 3, 1, 2]);
+      return widened(permute(this.decoder.forward(h), [0, 3, 1, 2]));
     });
   }
 

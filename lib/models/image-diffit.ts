@@ -16,6 +16,7 @@ import { Module, ModuleList } from '../nn/module.js';
 import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
 import { concat, permute, upsample2x } from '../ops/index.js';
+import { widened } from '../ops/precision.js';
 import { parseOptions } from '../options.js';
 import { scope } from '../scope.js';
 import { format } from '../shape.js';
@@ -178,7 +179,7 @@ export class ImageDiffiT extends Module {
 
   /**
    * F(x; c_noise): x [B, C, S, S] (already scaled by c_in), cNoise [B], labels i64 [B] when the model has classes
-   * -> [B, outChannels, S, S]. Throws ShapeError for another size, OptionError for missing or superfluous labels.
+   * -> [B, outChannels, S, S], f32 under any autocast. Throws ShapeError for another size, OptionError for missing or superfluous labels.
    */
   forward(x: Tensor, cNoise: Tensor, labels?: Tensor): Tensor {
     const { inChannels, imgResolution: side, numClasses } = this.config;
@@ -212,7 +213,7 @@ export class ImageDiffiT extends Module {
         h = concat([up.forward(upsample2x(h)), skips[i]], 3);
         for (const block of blocks) h = block.forward(h, time);
       }
-      return permute(this.head.forward(h), [0, 3, 1, 2]);
+      return widened(permute(this.head.forward(h), [0, 3, 1, 2]));
     });
   }
 }

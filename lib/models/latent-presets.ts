@@ -10,8 +10,15 @@ const base = { ...xl, hiddenSize: 768, depth: 12, numHeads: 12 };
 const small = { ...base, hiddenSize: 384, numHeads: 6 };
 const imagenet = { numClasses: 1000, classDropoutProb: 0.1, learnSigma: true };
 
-/** AdamW without weight decay (SPEC section 7). */
-const training = { batch: 256, lr: 3e-4, lrRampImages: 0, emaDecay: 0.9999, flip: true };
+/** AdamW without weight decay, bf16 autocast with f32 master weights (NVlabs/DiffiT). */
+const training = {
+  batch: 256,
+  lr: 3e-4,
+  lrRampImages: 0,
+  emaDecay: 0.9999,
+  flip: true,
+  precision: 'bf16' as const,
+};
 /** NVIDIA's guidance: power-cosine at 256 px, constant at 512. */
 const sampler256 = { kind: 'ddpm', steps: 250, cfgScale: 4.4, scalePow: 4 } as const;
 const sampler512 = { kind: 'ddpm', steps: 250, cfgScale: 1.49 } as const;

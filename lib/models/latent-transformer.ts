@@ -21,6 +21,7 @@ import { TokenSubset } from '../nn/token-subset.js';
 import { add, silu, where } from '../ops/elementwise.js';
 import { concat, slice } from '../ops/index.js';
 import { layerNorm } from '../ops/norm.js';
+import { widened } from '../ops/precision.js';
 import type { RandomKey } from '../ops/random.js';
 import { parseOptions } from '../options.js';
 import { noGrad, scope } from '../scope.js';
@@ -166,7 +167,7 @@ export abstract class LatentTransformer extends Module {
 
   /**
    * x [B, inChannels, S, S], timesteps t f32 [B] (may be fractional), labels y i64 [B] when the model has classes
-   * -> [B, outChannels, S, S]. With y (and t, if it differs) [2B], the same images under two sets of labels, as guidance
+   * -> [B, outChannels, S, S], f32 under any autocast. With y (and t, if it differs) [2B], the same images under two sets of labels, as guidance
    * needs them: [2B, ...], the first set first. Throws ShapeError for another size, OptionError for missing or
    * superfluous labels; a label out of range rejects the next awaited read.
    */
@@ -328,7 +329,7 @@ export abstract class LatentTransformer extends Module {
   }
 
   private output(tokens: Tensor, { token }: Condition): Tensor {
-    return unpatchify(this.head.forward(tokens, token), this.side, this.config.patchSize);
+    return scope(() => widened(unpatchify(this.head.forward(tokens, token), this.side, this.config.patchSize)));
   }
 
   /** Throws unless the inputs fit the model and each other; the batch of the output. */

@@ -30,6 +30,8 @@ export interface TrainingSettings {
   /** ln(sigma) ~ N(pMean, pStd^2) in training. Defaults: EDM's -1.2 and 1.2. */
   pMean?: number;
   pStd?: number;
+  /** Of matrix products on a GPU; default f32. */
+  precision?: 'f32' | 'bf16';
 }
 
 /** A model by name. */

@@ -7,7 +7,8 @@ import { attention } from '../ops/attention.js';
 import { add } from '../ops/elementwise.js';
 import { reshape } from '../ops/index.js';
 import { linear } from '../ops/linear.js';
-import { scope } from '../scope.js';
+import { widened } from '../ops/precision.js';
+import { autocast, scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 import * as init from './init.js';
@@ -107,23 +108,25 @@ export class TMSA extends Module {
 
   /**
    * qkv_temb is linear, so the projection of steps[i] + samples[b] is the sum of their own: steps [S, timeDim] ->
-   * [S, 3C] without the bias, and samples [B, timeDim] -> [B, 3C] with it (just the bias [1, 3C] without samples).
+   * [S, 3C] without the bias, and samples [B, timeDim] -> [B, 3C] with it (just the bias [1, 3C] without samples). In f32 under any autocast:
+   * it is done once.
    */
   project(steps: Tensor, samples?: Tensor): { steps: Tensor; samples: Tensor } {
     if (!this.qkvTemb) throw new OptionError('TMSA.project: only conditioning "tmsa" projects the time token.');
     const { weight, bias } = this.qkvTemb as Linear & { bias: Tensor };
-    return {
+    return autocast('f32', () => ({
       steps: linear(steps, weight),
       samples: samples ? linear(samples, weight, bias) : reshape(bias, [1, bias.size]),
-    };
+    }));
   }
 
+  /** What attention takes of the time token, in f32. */
   private condition(batch: number, time: Tensor | undefined, projected: boolean): { time?: Tensor; table?: Tensor } {
     const { conditioning, numHeads } = this.options;
     const { table } = this;
     if (conditioning === 'none') return { table };
     if (!time) throw new OptionError(`TMSA: conditioning "${conditioning}" needs a time token.`);
-    if (this.qkvTemb) return { table, time: projected ? time : this.qkvTemb.forward(time) };
+    if (this.qkvTemb) return { table, time: projected ? time : widened(this.qkvTemb.forward(time)) };
     const shift = (this.biasTemb as Linear).forward(time);
     const own = table as Tensor; // checked in the constructor
     return { table: add(reshape(shift, [batch, own.shape[0], numHeads]), own) };

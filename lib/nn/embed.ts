@@ -2,7 +2,7 @@
 import { affine, cast, cos, less, mul, sin, where } from '../ops/elementwise.js';
 import { concat, reshape } from '../ops/index.js';
 import { rand } from '../ops/random.js';
-import { keep, noGrad, scope } from '../scope.js';
+import { autocast, keep, noGrad, scope } from '../scope.js';
 import { full, type Tensor, tensor } from '../tensor.js';
 import * as init from './init.js';
 import { Embedding, Linear } from './layers.js';
@@ -46,14 +46,14 @@ export class TimeEmbed extends Module {
     this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim, { std }));
   }
 
-  /** level [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. */
+  /** level [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. In f32 under any autocast: it is little work. */
   forward(level: Tensor): Tensor {
     return scope(() => {
       const features = noGrad(() => {
         const angles = affine(mul(reshape(level, [level.size, 1]), this.freqs), this.angle, 0);
         return concat([cos(angles), sin(angles)], 1);
       });
-      return this.fc2.forward(this.fc1.forward(features, { activation: 'silu' }));
+      return autocast('f32', () => this.fc2.forward(this.fc1.forward(features, { activation: 'silu' })));
     });
   }
 

@@ -1,11 +1,14 @@
-/** Elementwise operations: unary functions, arithmetic with NumPy broadcasting, casts. One memory pass each. */
+/**
+ * Elementwise operations: unary functions, arithmetic with NumPy broadcasting, casts. One memory pass each. They compute in f32; the
+ * result has the dtype of the operands, f32 when those differ (bf16 + f32 is f32).
+ */
 import { type DType, dtypeNumber, isFloat } from '../dtype.js';
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
 import { broadcast, format, sameShape } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor } from '../tensor.js';
-import { checkTensors } from './check.js';
+import { checkFloats, checkTensors, promote } from './check.js';
 import { reshape } from './index.js';
 
 /** Unary functions and their numbers in diffit.h. */
@@ -33,18 +36,18 @@ export type UnaryKind = keyof typeof unaryKinds;
 const binaryKinds = { add: 0, sub: 1, mul: 2, div: 3, maximum: 4, minimum: 5, pow: 6, equal: 7, less: 8 } as const;
 type BinaryKind = keyof typeof binaryKinds;
 
-/** y = kind(x), f32. */
+/** y = kind(x), in x's dtype; isFinite is f32. */
 export function unary(kind: UnaryKind, x: Tensor): Tensor {
-  checkTensors(kind, { x });
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  checkFloats(kind, { x });
+  const y = Tensor.empty(x.shape, kind === 'isFinite' ? 'f32' : x.dtype, x.device);
   native.ops.unary(x.id, y.id, unaryKinds[kind]);
   return kind === 'isFinite' ? y : record('unary', [x], y, [x], { kind });
 }
 
-/** dx = kind'(x) dy. Not recorded. */
+/** dx = kind'(x) dy, in x's dtype. Not recorded. */
 export function unaryBackward(kind: UnaryKind, x: Tensor, dy: Tensor): Tensor {
   if (kind === 'neg') return affine(dy, -1, 0);
-  const dx = Tensor.empty(x.shape, 'f32', x.device);
+  const dx = Tensor.empty(x.shape, x.dtype, x.device);
   native.ops.unary_backward(x.id, dy.id, dx.id, unaryKinds[kind]);
   return dx;
 }
@@ -62,25 +65,26 @@ export const cos = (x: Tensor): Tensor => unary('cos', x);
 
 /** y = scale x + shift with plain numbers. */
 export function affine(x: Tensor, scale: number, shift: number): Tensor {
-  checkTensors('affine', { x });
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  checkFloats('affine', { x });
+  const y = Tensor.empty(x.shape, x.dtype, x.device);
   native.ops.affine(x.id, y.id, scale, shift);
   return record('affine', [x], y, [], { scale });
 }
 
 /** y = min(max(x, low), high); the gradient is 0 where x was outside. */
 export function clamp(x: Tensor, low: number, high: number): Tensor {
-  checkTensors('clamp', { x });
+  checkFloats('clamp', { x });
   if (!(low <= high)) throw new OptionError(`clamp: low ${low} is above high ${high}.`);
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const y = Tensor.empty(x.shape, x.dtype, x.device);
   native.ops.clamp(x.id, y.id, low, high);
   return record('clamp', [x], y, [x, y]);
 }
 
 function binary(kind: BinaryKind, a: Tensor, b: Tensor): Tensor {
-  const integers = a.dtype === 'i64' && (kind === 'equal' || kind === 'less');
-  checkTensors(kind, { a, b }, integers ? 'i64' : 'f32');
-  const y = Tensor.empty(broadcast(a.shape, b.shape, kind), 'f32', a.device);
+  const compares = kind === 'equal' || kind === 'less';
+  if (compares && a.dtype === 'i64') checkTensors(kind, { a, b }, 'i64');
+  else checkFloats(kind, { a, b });
+  const y = Tensor.empty(broadcast(a.shape, b.shape, kind), compares ? 'f32' : promote(a, b), a.device);
   native.ops.binary(a.id, b.id, y.id, binaryKinds[kind]);
   return y;
 }
@@ -116,34 +120,38 @@ export const pow = (a: Tensor, b: Tensor): Tensor => recorded('pow', a, b);
 export const maximum = (a: Tensor, b: Tensor): Tensor => recorded('maximum', a, b);
 /** Elementwise minimum. Where a = b each gets half the gradient. */
 export const minimum = (a: Tensor, b: Tensor): Tensor => recorded('minimum', a, b);
-/** 1 where a = b, else 0 (f32; f32 or i64 inputs). */
+/** 1 where a = b, else 0 (f32; float or i64 inputs). */
 export const equal = (a: Tensor, b: Tensor): Tensor => binary('equal', a, b);
-/** 1 where a < b, else 0 (f32; f32 or i64 inputs). */
+/** 1 where a < b, else 0 (f32; float or i64 inputs). */
 export const less = (a: Tensor, b: Tensor): Tensor => binary('less', a, b);
 
-/** condition != 0 ? a : b, broadcast. */
+/** condition (f32) != 0 ? a : b, broadcast. */
 export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
-  checkTensors('where', { condition, a, b });
+  checkTensors('where', { condition });
+  checkFloats('where', { a, b }, condition.device);
   const shape = broadcast(broadcast(condition.shape, a.shape, 'where'), b.shape, 'where');
-  const y = Tensor.empty(shape, 'f32', a.device);
+  const y = Tensor.empty(shape, promote(a, b), a.device);
   native.ops.where(condition.id, a.id, b.id, y.id);
   return record('where', [undefined, a, b], y, [condition]);
 }
 
-/** ca a + cb b + cc c in one pass; same shapes. The update of every sampler is this. Optionally into an existing tensor. */
+/**
+ * ca a + cb b + cc c in one pass, rounded once; same shapes. The update of every sampler is this. Optionally into an existing tensor, of any
+ * float dtype.
+ */
 export function linearCombination(terms: readonly (readonly [number, Tensor])[], out?: Tensor): Tensor {
   if (terms.length < 1 || terms.length > 3)
     throw new OptionError(`linearCombination: expected 1 to 3 terms, got ${terms.length}.`);
   const [[ca, a], [cb, b] = [0, undefined], [cc, c] = [0, undefined]] = terms;
-  checkTensors('linearCombination', { a, b, c, out });
+  checkFloats('linearCombination', { a, b, c, out });
   for (const other of [b, c, out]) {
     if (other && !sameShape(other.shape, a.shape)) {
       throw new ShapeError(`linearCombination: shapes ${format(a.shape)} and ${format(other.shape)} differ.`);
     }
   }
-  const y = out ?? Tensor.empty(a.shape, 'f32', a.device);
+  const y = out ?? Tensor.empty(a.shape, promote(a, b, c), a.device);
   native.ops.linear_combination(a.id, b?.id ?? 0, c?.id ?? 0, y.id, ca, cb, cc);
-  return out ?? record('linearCombination', [a, b, c], y, [], { coefficients: [ca, cb, cc] });
+  return out?.written() ?? record('linearCombination', [a, b, c], y, [], { coefficients: [ca, cb, cc] });
 }
 
 /** x converted to another dtype; not recorded. @internal */

@@ -1,10 +1,13 @@
 /** Moving elements: reshape, permute, slice, concatenate, pad, row lookup, nearest-neighbour upsampling. */
+import { isFloat } from '../dtype.js';
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
+import { scope } from '../scope.js';
 import { format, inferShape, normalizeAxis, numel, type Shape, strides } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor, zeros } from '../tensor.js';
-import { checkShapeOf, checkTensors } from './check.js';
+import { checkFloats, checkShapeOf, checkTensors } from './check.js';
+import { cast } from './elementwise.js';
 
 /** A view in another shape; not recorded. @internal */
 export function reshapeRaw(x: Tensor, shape: Shape): Tensor {
@@ -74,10 +77,18 @@ export function place(x: Tensor, shape: Shape, axis: number, start: number): Ten
   return y;
 }
 
-/** Tensors joined along one axis; all other dimensions must agree. */
+/** Tensors joined along one axis; all other dimensions must agree. Of different float dtypes: f32. */
 export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   if (tensors.length === 0) throw new OptionError('concat: expected at least one tensor.');
   const [first] = tensors;
+  if (tensors.every(({ dtype }) => isFloat(dtype)) && tensors.some(({ dtype }) => dtype !== first.dtype)) {
+    return scope(() =>
+      concat(
+        tensors.map((x) => cast(x, 'f32')),
+        axis,
+      ),
+    );
+  }
   const at = normalizeAxis(axis, first.ndim, 'concat');
   for (const [i, tensor] of tensors.entries()) {
     checkTensors('concat', { [`tensors[${i}]`]: tensor }, first.dtype, first.device);
@@ -130,22 +141,22 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
   return y;
 }
 
-/** Rows of table [V, D] at ids (i64, any shape) -> [...ids, D]. An id outside 0..V-1 rejects the next awaited read. */
+/** Rows of table [V, D] at ids (i64, any shape) -> [...ids, D], in the table's dtype. An id outside 0..V-1 rejects the next awaited read. */
 export function embedding(table: Tensor, ids: Tensor): Tensor {
-  checkTensors('embedding', { table });
+  checkFloats('embedding', { table });
   checkTensors('embedding', { ids }, 'i64', table.device);
   checkShapeOf('embedding', 'table', table, [-1, -1]);
-  const y = Tensor.empty([...ids.shape, table.shape[1]], 'f32', table.device);
+  const y = Tensor.empty([...ids.shape, table.shape[1]], table.dtype, table.device);
   native.ops.gather_rows(table.id, ids.id, y.id);
   return record('embedding', [table, undefined], y, [ids]);
 }
 
-/** Nearest-neighbour x2 of [B, H, W, C]. */
+/** Nearest-neighbour x2 of [B, H, W, C], any float dtype. */
 export function upsample2x(x: Tensor): Tensor {
-  checkTensors('upsample2x', { x });
+  checkFloats('upsample2x', { x });
   checkShapeOf('upsample2x', 'x', x, [-1, -1, -1, -1]);
   const [b, h, w, c] = x.shape;
-  const y = Tensor.empty([b, 2 * h, 2 * w, c], 'f32', x.device);
+  const y = Tensor.empty([b, 2 * h, 2 * w, c], x.dtype, x.device);
   native.ops.upsample2x(x.id, y.id);
   return record('upsample2x', [x], y);
 }

@@ -1,10 +1,14 @@
-/** LayerNorm over the last axis, and GroupNorm on token-major activations with an optional SiLU in the same pass. */
+/**
+ * LayerNorm over the last axis, and GroupNorm on token-major activations with an optional SiLU in the same pass. x and the result are float:
+ * under autocast the result is in its dtype, for a matrix product follows, else in x's. Scale, shift and statistics are f32.
+ */
 import { OptionError } from '../errors.js';
 import { native } from '../native.js';
+import { autocastDType } from '../scope.js';
 import { numel } from '../shape.js';
 import { needsGrad, record } from '../tape.js';
 import { Tensor } from '../tensor.js';
-import { checkInteger, checkShapeOf, checkTensors } from './check.js';
+import { checkFloats, checkInteger, checkShapeOf, checkTensors } from './check.js';
 
 /** Scale and shift per channel [C]; absent: none. */
 export interface Affine {
@@ -14,13 +18,14 @@ export interface Affine {
 
 /** (x - mean) / sqrt(variance + eps) over the last axis of x [..., C], biased variance. eps default 1e-6 (DiffiT, DiT). */
 export function layerNorm(x: Tensor, { weight, bias, eps = 1e-6 }: Affine & { eps?: number } = {}): Tensor {
-  checkTensors('layerNorm', { x, weight, bias });
+  checkFloats('layerNorm', { x });
+  checkTensors('layerNorm', { weight, bias }, 'f32', x.device);
   if (x.ndim < 1) throw new OptionError('layerNorm: x is a scalar.');
   const c = x.shape[x.ndim - 1];
   checkShapeOf('layerNorm', 'weight', weight, [c]);
   checkShapeOf('layerNorm', 'bias', bias, [c]);
   const inputs = [x, weight, bias];
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device);
   const [mean, rstd] = needsGrad(inputs) ? statistics(x, [numel(x.shape.slice(0, -1))]) : [];
   native.ops.layer_norm(x.id, weight?.id ?? 0, bias?.id ?? 0, y.id, mean?.id ?? 0, rstd?.id ?? 0, eps);
   record('layerNorm', inputs, y, [x, weight, mean, rstd]);
@@ -41,7 +46,8 @@ export interface GroupNormOptions extends Affine {
 
 /** GroupNorm of x [B, ..., C] over (..., C / groups), biased variance. */
 export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = false }: GroupNormOptions): Tensor {
-  checkTensors('groupNorm', { x, weight, bias });
+  checkFloats('groupNorm', { x });
+  checkTensors('groupNorm', { weight, bias }, 'f32', x.device);
   checkInteger('groupNorm', 'groups', groups, 1);
   if (x.ndim < 2) throw new OptionError('groupNorm: x needs a batch and a channel axis.');
   const c = x.shape[x.ndim - 1];
@@ -49,7 +55,7 @@ export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = 
   checkShapeOf('groupNorm', 'weight', weight, [c]);
   checkShapeOf('groupNorm', 'bias', bias, [c]);
   const inputs = [x, weight, bias];
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device);
   const [mean, rstd] = needsGrad(inputs) ? statistics(x, [x.shape[0], groups]) : [];
   native.ops.group_norm(
     x.id,

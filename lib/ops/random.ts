@@ -7,7 +7,7 @@ import { native } from '../native.js';
 import { checkShape, type Shape } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor, type TensorOptions } from '../tensor.js';
-import { checkInteger, checkTensors } from './check.js';
+import { checkFloats, checkInteger } from './check.js';
 import { reshape } from './index.js';
 
 /** Names one sequence of random numbers. */
@@ -73,9 +73,9 @@ function philox(op: string, kind: number, shape: Shape, options: RandomOptions):
   return y;
 }
 
-/** x with each element dropped with probability p and the others divided by 1 - p. */
+/** x with each element dropped with probability p and the others divided by 1 - p, in x's dtype. */
 export function dropout(x: Tensor, p: number, key: Partial<RandomKey> = {}): Tensor {
-  checkTensors('dropout', { x });
+  checkFloats('dropout', { x });
   if (!(p >= 0 && p < 1)) throw new OptionError(`dropout: p is ${p}, expected 0 <= p < 1.`);
   if (p === 0) return reshape(x, x.shape);
   const { seed, stream, firstSample } = keyOf('dropout', key);
@@ -84,7 +84,7 @@ export function dropout(x: Tensor, p: number, key: Partial<RandomKey> = {}): Ten
 
 /** Not recorded; also its own gradient. @internal */
 export function dropoutRaw(x: Tensor, p: number, seed: number, stream: number, firstSample: number): Tensor {
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const y = Tensor.empty(x.shape, x.dtype, x.device);
   native.ops.dropout(x.id, y.id, p, seed, stream, firstSample);
   return y;
 }

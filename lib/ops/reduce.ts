@@ -1,10 +1,12 @@
-/** Reductions over axes, softmax, cross entropy. */
+/** Reductions over axes, softmax, cross entropy. x is float; sums, and so all results, are f32 (argmax: i64). */
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
+import { scope } from '../scope.js';
 import { format, normalizeAxis, type Shape } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor } from '../tensor.js';
-import { checkShapeOf, checkTensors } from './check.js';
+import { checkFloats, checkShapeOf, checkTensors } from './check.js';
+import { cast, castRaw } from './elementwise.js';
 import { reshapeRaw } from './index.js';
 
 const kinds = { sum: 0, mean: 1, max: 2, argmax: 3 } as const;
@@ -20,7 +22,7 @@ function reduceRun(kind: keyof typeof kinds, x: Tensor, from: number, to: number
   return y;
 }
 
-/** Reduces a set of axes by runs of neighbours, last run first; not recorded. @internal */
+/** Reduces a set of axes by runs of neighbours, last run first, to f32; not recorded. @internal */
 export function reduceAxes(kind: 'sum' | 'mean', x: Tensor, axes: readonly number[]): Tensor {
   let result = x;
   for (let end = axes.length; end > 0; ) {
@@ -31,7 +33,8 @@ export function reduceAxes(kind: 'sum' | 'mean', x: Tensor, axes: readonly numbe
     result = next;
     end = begin;
   }
-  return result === x ? x.detach() : result;
+  if (result !== x) return result;
+  return x.dtype === 'f32' ? x.detach() : castRaw(x, 'f32');
 }
 
 function axesOf(op: string, x: Tensor, axes: number | readonly number[] | undefined): number[] {
@@ -49,7 +52,7 @@ function reduceRecorded(
   axes: number | readonly number[] | undefined,
   keepDims: boolean,
 ): Tensor {
-  checkTensors(kind, { x });
+  checkFloats(kind, { x });
   const list = axesOf(kind, x, axes);
   const kept = x.shape.map((n, i) => (list.includes(i) ? 1 : n));
   const flat = reduceAxes(kind, x, list);
@@ -68,9 +71,9 @@ export function mean(x: Tensor, axes?: number | readonly number[], keepDims = fa
   return reduceRecorded('mean', x, axes, keepDims);
 }
 
-/** Maximum over one axis. Its gradient goes to the first element that has it. */
+/** Maximum over one axis, f32. Its gradient goes to the first element that has it. */
 export function max(x: Tensor, axis: number, keepDims = false): Tensor {
-  checkTensors('max', { x });
+  checkFloats('max', { x });
   const at = normalizeAxis(axis, x.ndim, 'max');
   const flat = reduceRun('max', x, at, at + 1);
   const kept = x.shape.map((n, i) => (i === at ? 1 : n));
@@ -81,25 +84,27 @@ export function max(x: Tensor, axis: number, keepDims = false): Tensor {
 
 /** Index (i64) of the first maximum over one axis. */
 export function argmax(x: Tensor, axis: number): Tensor {
-  checkTensors('argmax', { x });
+  checkFloats('argmax', { x });
   const at = normalizeAxis(axis, x.ndim, 'argmax');
   return reduceRun('argmax', x, at, at + 1);
 }
 
-/** Softmax over the last axis. */
+/** Softmax over the last axis, f32. */
 export function softmax(x: Tensor): Tensor {
-  checkTensors('softmax', { x });
+  checkFloats('softmax', { x });
+  if (x.dtype !== 'f32') return scope(() => softmax(cast(x, 'f32')));
   const y = Tensor.empty(x.shape, 'f32', x.device);
   native.ops.softmax(x.id, y.id);
   return record('softmax', [x], y, [y]);
 }
 
-/** Per-sample cross entropy [N] of logits [N, C] against labels i64 [N] in 0..C-1. */
+/** Per-sample cross entropy [N], f32, of logits [N, C] against labels i64 [N] in 0..C-1. */
 export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
-  checkTensors('crossEntropy', { logits });
+  checkFloats('crossEntropy', { logits });
   checkTensors('crossEntropy', { labels }, 'i64', logits.device);
   checkShapeOf('crossEntropy', 'logits', logits, [-1, -1]);
   checkShapeOf('crossEntropy', 'labels', labels, [logits.shape[0]]);
+  if (logits.dtype !== 'f32') return scope(() => crossEntropy(cast(logits, 'f32'), labels));
   const loss = Tensor.empty([logits.shape[0]], 'f32', logits.device);
   native.ops.cross_entropy(logits.id, labels.id, loss.id);
   return record('crossEntropy', [logits, undefined], loss, [logits, labels]);

@@ -1,12 +1,13 @@
 /**
  * Adam (Kingma & Ba, arXiv 1412.6980) and AdamW (Loshchilov & Hutter, arXiv 1711.05101) over all parameters in one
- * native call: one pass reads p, g, m, v and writes p, m, v.
+ * native call: one pass reads p, g, m, v and writes p, m, v; the same pass keeps a moving average and the weights' low-precision copies.
  */
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
 import { keep } from '../scope.js';
 import { format, sameShape } from '../shape.js';
 import { type Tensor, zeros } from '../tensor.js';
+import { checkDecay, type Ema } from './ema.js';
 import { namedParameters, type Parameters } from './parameters.js';
 
 /** Options of {@link Adam} and {@link AdamW}. */
@@ -29,6 +30,14 @@ export interface AdamState {
   steps: Record<string, number>;
   /** `m.NAME` and `v.NAME`: running means of the gradient and of its square. */
   tensors: Record<string, Tensor>;
+}
+
+/** Options of {@link Adam.step}. */
+export interface StepOptions {
+  /** One element, on the device: multiplies all gradients. What clipGradNorm() returns. */
+  scale?: Tensor;
+  /** Moving averages to update with the new weights, as `averages.update(decay)` after the step would, in the same pass over them. */
+  ema?: { averages: Ema; decay: number };
 }
 
 interface Slot {
@@ -70,28 +79,33 @@ export class Adam implements Disposable {
     });
   }
 
-  /**
-   * One update of every parameter that has a gradient. `scale` (one element, on the device) multiplies all gradients:
-   * what clipGradNorm() returns. Enqueued; nothing waits.
-   */
-  step({ scale }: { scale?: Tensor } = {}): void {
+  /** One update of every parameter that has a gradient. Enqueued; nothing waits. */
+  step({ scale, ema }: StepOptions = {}): void {
     atLeastZero('lr', this.lr);
-    const groups = new Map<number, Slot[]>(); // by step: one, unless some parameters had no gradient at times
+    if (ema) checkDecay(ema.decay);
+    const averages = new Map(ema?.averages.byParameter);
+    // One call for all that agree in these; most often two, of weights with a low-precision copy and without.
+    const groups = new Map<string, Slot[]>();
     for (const slot of this.slots) {
-      if (!slot.parameter.grad) continue;
+      const { parameter } = slot;
+      if (!parameter.grad) continue;
       slot.step++;
-      const group = groups.get(slot.step);
+      const key = `${slot.step} ${averages.has(parameter)} ${parameter.lowered?.copy.dtype}`;
+      const group = groups.get(key);
       if (group) group.push(slot);
-      else groups.set(slot.step, [slot]);
+      else groups.set(key, [slot]);
     }
-    for (const [step, group] of groups) {
+    for (const group of groups.values()) {
+      const into = group.flatMap(({ parameter }) => averages.get(parameter) ?? []);
       native.ops.adam(
         group.map(({ parameter }) => parameter.id),
         group.map(({ parameter }) => (parameter.grad as Tensor).id),
         group.map(({ m }) => m.id),
         group.map(({ v }) => v.id),
+        into.map(({ id }) => id),
+        group.flatMap(({ parameter }) => parameter.lowered?.copy.id ?? []),
         scale?.id ?? 0,
-        step,
+        group[0].step,
         this.lr,
         this.betas[0],
         this.betas[1],
@@ -99,8 +113,16 @@ export class Adam implements Disposable {
         this.weightDecay,
         this.decoupled ? 1 : 0,
         this.finiteOnly ? 1 : 0,
+        ema?.decay ?? 0,
       );
+      for (const average of into) average.written();
+      for (const { parameter } of group) {
+        averages.delete(parameter);
+        const { lowered, writes } = parameter.written();
+        if (lowered) lowered.writes = writes;
+      }
     }
+    ema?.averages.update(ema.decay, averages.keys()); // of parameters without a gradient
   }
 
   /** Disposes every gradient, so that the next backward() starts from none. */

@@ -13,31 +13,38 @@ import { namedParameters, type Parameters } from './parameters.js';
 export class Ema implements Disposable {
   /** By parameter name. */
   readonly averages: ReadonlyMap<string, Tensor>;
-  private readonly parameters: Map<string, Tensor>;
+  /** The same by parameter. */
+  readonly byParameter: ReadonlyMap<Tensor, Tensor>;
   private readonly owned: boolean;
 
   constructor(parameters: Parameters, averages?: Parameters) {
-    this.parameters = namedParameters(parameters, 'Ema');
+    const named = namedParameters(parameters, 'Ema');
     this.owned = averages === undefined;
     const into = averages && namedParameters(averages, 'Ema');
-    this.averages = new Map(
-      [...this.parameters].map(([name, tensor]) => [name, into ? at(into, name, tensor) : copyOf(tensor)]),
-    );
+    this.averages = new Map([...named].map(([name, tensor]) => [name, into ? at(into, name, tensor) : copyOf(tensor)]));
+    this.byParameter = new Map([...named].map(([name, tensor]) => [tensor, this.averages.get(name) as Tensor]));
   }
 
-  /** average = parameter + decay (average - parameter). Enqueued; nothing waits. */
-  update(decay: number): void {
-    if (!(decay >= 0 && decay <= 1)) throw new OptionError(`Ema.update: decay is ${decay}, expected 0 to 1.`);
+  /**
+   * average = parameter + decay (average - parameter), of all or of `parameters`. Enqueued; nothing waits. An optimizer's step() can
+   * do it in its own pass.
+   */
+  update(decay: number, parameters: Iterable<Tensor> = this.byParameter.keys()): void {
+    checkDecay(decay);
+    const from = [...parameters];
+    const into = from.map((parameter) => this.byParameter.get(parameter) as Tensor);
+    if (into.length === 0) return;
     native.ops.ema(
-      [...this.averages.values()].map(({ id }) => id),
-      [...this.parameters.values()].map(({ id }) => id),
+      into.map(({ id }) => id),
+      from.map(({ id }) => id),
       decay,
     );
+    for (const average of into) average.written();
   }
 
   /** Sets every average to its parameter. */
   reset(): void {
-    for (const [name, average] of this.averages) average.copyFrom(this.parameters.get(name) as Tensor);
+    for (const [parameter, average] of this.byParameter) average.copyFrom(parameter);
   }
 
   /** Frees the averages this object made. */
@@ -62,6 +69,10 @@ export interface EdmEmaOptions {
 export function edmEmaDecay(images: number, batch: number, { halfLifeImages, rampUp = 0.05 }: EdmEmaOptions): number {
   const halfLife = rampUp === null ? halfLifeImages : Math.min(halfLifeImages, images * rampUp);
   return halfLife > 0 ? 0.5 ** (batch / halfLife) : 0;
+}
+
+export function checkDecay(decay: number): void {
+  if (!(decay >= 0 && decay <= 1)) throw new OptionError(`Ema: decay is ${decay}, expected 0 to 1.`);
 }
 
 function copyOf(source: Tensor): Tensor {

@@ -1,5 +1,5 @@
 /** Optimizers, gradient clipping, moving averages of weights, learning-rate schedules. */
-export { Adam, type AdamOptions, type AdamState, AdamW } from './adam.js';
+export { Adam, type AdamOptions, type AdamState, AdamW, type StepOptions } from './adam.js';
 export { clipGradNorm, squareSum } from './clip.js';
 export { type EdmEmaOptions, Ema, edmEmaDecay } from './ema.js';
 export type { Parameters } from './parameters.js';

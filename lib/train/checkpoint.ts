@@ -88,12 +88,16 @@ export async function restoreCheckpoint<M extends Module>(
   config: RunConfig,
 ): Promise<CheckpointState> {
   const state = await readCheckpointState(path);
-  const different = differences({ ...state.config, seed: state.seed }, { ...config, seed: trainer.seed });
+  const different = differences(
+    { ...withPrecision(state.config, config), seed: state.seed },
+    { ...config, seed: trainer.seed },
+  );
   if (different.length > 0) {
     throw new TrainError(`${path} belongs to another run: ${different.join('; ')}.`);
   }
   await scope(async () => {
-    const { tensors } = await loadSafetensors(path);
+    const [{ device }] = trainer.model.parameters();
+    const { tensors } = await loadSafetensors(path, { device });
     const group = (prefix: string): Record<string, Tensor> =>
       Object.fromEntries(
         Object.entries(tensors).flatMap(([name, tensor]) =>
@@ -108,6 +112,12 @@ export async function restoreCheckpoint<M extends Module>(
   trainer.step = state.step;
   trainer.images = state.images;
   return state;
+}
+
+/** Saved settings; runs from before there was a choice of precision were in f32. */
+function withPrecision(saved: RunConfig, now: RunConfig): RunConfig {
+  const old = isObject(saved.training) && isObject(now.training) && 'precision' in now.training;
+  return old ? { ...saved, training: { precision: 'f32', ...(saved.training as object) } } : saved;
 }
 
 /** Leaves of two JSON values that differ: `training.lr: 0.001 in the checkpoint, 0.0002 now`. */

@@ -80,12 +80,13 @@ export async function* generate(model: DiffusionModel, options: GenerateOptions)
   const labels = checkLabels(model, count, options.labels);
   imageShape(model, vae); // says so when the decoder is missing
   const total = Math.ceil(count / batch) * sampler.steps;
+  const [{ device }] = model.parameters();
   let done = 0;
   for (let first = 0; first < count; first += batch) {
     const size = Math.min(batch, count - first);
     yield await scope(async () => {
-      const noise = randn([size, ...noiseShape(model)], { seed, stream: 0, firstSample: first });
-      const ids = labels && tensor(BigInt64Array.from(labels.slice(first, first + size), BigInt));
+      const noise = randn([size, ...noiseShape(model)], { seed, stream: 0, firstSample: first, device });
+      const ids = labels && tensor(BigInt64Array.from(labels.slice(first, first + size), BigInt), { device });
       let last: SamplerStep | undefined;
       for await (const step of startSampler(model, noise, sampler, { labels: ids, seed, firstSample: first, signal })) {
         onStep?.({ done: ++done, total });

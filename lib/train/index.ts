@@ -17,7 +17,14 @@ export { type EncodeLatentsOptions, encodeLatents } from './encode-latents.js';
 export { checkLabels, type GenerateOptions, generate, imageShape, type LatentDecoder, toPixels } from './generate.js';
 export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 export { readLog } from './log.js';
-export { type BatchSource, type RunOptions, type StepReport, Trainer, type TrainerOptions } from './loop.js';
+export {
+  type BatchSource,
+  type RunOptions,
+  type StepReport,
+  Trainer,
+  type TrainerOptions,
+  type TrainingPrecision,
+} from './loop.js';
 export { type LossPoint, lossCurveSvg } from './loss-curve.js';
 export {
   describeModel,

@@ -10,7 +10,7 @@ import { OptionError, TrainError } from '../errors.js';
 import type { Module } from '../nn/index.js';
 import { defaultGenerator } from '../ops/random.js';
 import { type Adam, clipGradNorm, Ema, type LrSchedule, squareSum } from '../optim/index.js';
-import { scope } from '../scope.js';
+import { autocast, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { type Objective, type TensorBatch, uploadBatch } from './objective.js';
 
@@ -40,7 +40,15 @@ export interface TrainerOptions<M extends Module> {
   microBatch?: number;
   /** Largest L2 norm of all gradients. Default: no clipping. */
   gradClip?: number;
+  /**
+   * 'bf16': the objective runs in autocast('bf16'); weights, their gradients and the optimizer stay f32. Default 'f32'. (f16 would need its losses
+   * scaled, which this loop does not do.)
+   */
+  precision?: TrainingPrecision;
 }
+
+/** In what training can multiply matrices. */
+export type TrainingPrecision = 'f32' | 'bf16';
 
 /** One step as it is logged. */
 export interface StepReport {
@@ -95,7 +103,11 @@ export class Trainer<M extends Module> {
   private reportedAt = 0;
 
   constructor(options: TrainerOptions<M>) {
-    const { model, average, optimizer, loader, seed = 0, microBatch, gradClip } = options;
+    const { model, average, optimizer, loader, seed = 0, microBatch, gradClip, precision = 'f32' } = options;
+    if (precision !== 'f32' && precision !== 'bf16') {
+      const why = precision === 'f16' ? ' (f16 needs loss scaling, which there is none of)' : '';
+      throw new OptionError(`Trainer: precision is ${precision}, expected f32 or bf16${why}.`);
+    }
     if (microBatch !== undefined && !(Number.isInteger(microBatch) && microBatch >= 1)) {
       throw new OptionError(`Trainer: microBatch is ${microBatch}, expected an integer of at least 1.`);
     }
@@ -157,12 +169,12 @@ export class Trainer<M extends Module> {
     const [count] = batch.shape;
     const rate = lr?.(this.images) ?? this.optimizer.lr;
     const reads = scope(() => {
-      const loss = this.gradients(uploadBatch(batch), (step + streamsPerStep) * streamsPerStep);
+      const [{ device }] = this.model.parameters();
+      const loss = this.gradients(uploadBatch(batch, device), (step + streamsPerStep) * streamsPerStep);
       const clip = gradClip === undefined ? undefined : clipGradNorm(this.model.parameters(), gradClip);
       this.optimizer.lr = rate;
-      this.optimizer.step({ scale: clip?.scale });
+      this.optimizer.step({ scale: clip?.scale, ema: { averages: this.ema, decay: emaDecay(this.images, count) } });
       this.optimizer.zeroGrad();
-      this.ema.update(emaDecay(this.images, count));
       return { loss: quiet(loss.item()), gradNorm: clip && quiet(clip.norm.item()) };
     });
     this.step = step;
@@ -173,7 +185,7 @@ export class Trainer<M extends Module> {
   /** Leaves the gradient of the batch's mean loss in the parameters, and returns that loss. */
   private gradients(batch: TensorBatch, stream: number): Tensor {
     const count = batch.images.shape[0];
-    const { objective, microBatch = count } = this.options;
+    const { objective, microBatch = count, precision = 'f32' } = this.options;
     const before = defaultGenerator.state();
     defaultGenerator.restore({ seed: this.seed, stream: stream + objectiveStreams });
     try {
@@ -185,7 +197,8 @@ export class Trainer<M extends Module> {
           std: batch.std?.slice(0, first, last),
           labels: batch.labels?.slice(0, first, last),
         };
-        const mean = objective(this.model, part, { seed: this.seed, stream, firstSample: first });
+        const key = { seed: this.seed, stream, firstSample: first };
+        const mean = autocast(precision, () => objective(this.model, part, key));
         const share = last - first === count ? mean : mean.mul((last - first) / count);
         share.backward();
         total = total ? total.add(share.detach()) : share.detach();

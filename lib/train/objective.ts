@@ -1,5 +1,6 @@
 /** What a training step minimises: a function from model, batch and random key to a scalar loss. */
 import type { Batch, LatentBatch } from '../data/index.js';
+import { type DeviceName, defaultDevice } from '../device.js';
 import { type EdmNetwork, edmLoss, type GaussianDiffusion, type GaussianNetwork } from '../diffusion/index.js';
 import type { Module } from '../nn/index.js';
 import { add, affine, cast, mul } from '../ops/elementwise.js';
@@ -18,17 +19,17 @@ export interface TensorBatch {
   labels?: Tensor;
 }
 
-/** Uploads a batch; an image's bytes 0..255 become x / 127.5 - 1, latents are multiplied by their scaling factor. */
-export function uploadBatch(batch: Batch | LatentBatch): TensorBatch {
+/** Uploads a batch to `device`; an image's bytes 0..255 become x / 127.5 - 1, latents are multiplied by their scaling factor. */
+export function uploadBatch(batch: Batch | LatentBatch, device: DeviceName = defaultDevice()): TensorBatch {
   return scope(() => {
-    const labels = batch.labels && tensor(batch.labels);
+    const labels = batch.labels && tensor(batch.labels, { device });
     if ('images' in batch) {
-      const pixels = permute(cast(tensor(batch.images, { shape: batch.shape }), 'f32'), [0, 3, 1, 2]);
+      const pixels = permute(cast(tensor(batch.images, { shape: batch.shape, device }), 'f32'), [0, 3, 1, 2]);
       return { images: affine(pixels, 1 / 127.5, -1), labels };
     }
     const { mean, std, dtype, shape, scalingFactor } = batch;
     const scaled = (bytes: Uint8Array): Tensor =>
-      affine(cast(Tensor.fromBytes(bytes, { shape, dtype }), 'f32'), scalingFactor, 0);
+      affine(cast(Tensor.fromBytes(bytes, { shape, dtype, device }), 'f32'), scalingFactor, 0);
     return { images: scaled(mean), std: scaled(std), labels };
   });
 }

@@ -7,6 +7,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
+import { type DeviceName, defaultDevice } from '../device.js';
 import { FileFormatError, OptionError } from '../errors.js';
 import { toFileError } from '../io/files.js';
 import { preset } from '../models/index.js';
@@ -46,7 +47,13 @@ const trainingSchema = z.strictObject({
   gradientCheckpointing: z.boolean().default(false),
   /** Largest L2 norm of all gradients; absent: no clipping. */
   gradClip: z.number().positive().optional(),
+  /** Of matrix products and activations; weights, sums and the optimizer are f32. Default: the preset's on a GPU, else f32. */
+  precision: z.enum(['f32', 'bf16'], { error: ({ input }) => precisionMessage(input) }).default('f32'),
 });
+
+function precisionMessage(input: unknown): string | undefined {
+  return input === 'f16' ? 'f16 would need loss scaling, which there is none of; expected "f32" or "bf16"' : undefined;
+}
 
 const kinds = ['ImageDiffiT', 'LatentDiffiT', 'DiT'] as const;
 
@@ -89,19 +96,24 @@ export async function readRecipe(path: string): Promise<Recipe> {
   return parseOptions(recipeSchema, value, `Recipe ${path}`);
 }
 
-/** A recipe over its preset. Throws OptionError for an unknown preset (with a suggestion) and for a wrong or missing setting. */
-export function planTraining(recipe: Recipe): TrainingPlan {
+/**
+ * A recipe over its preset, for a run on `device`. Throws OptionError for an unknown preset (with a suggestion) and for a wrong or missing
+ * setting.
+ */
+export function planTraining(recipe: Recipe, { device = defaultDevice() }: { device?: DeviceName } = {}): TrainingPlan {
   const { preset: name, kind, model, data, training, sampler } = parseOptions(recipeSchema, recipe, 'Recipe');
   const base = name === undefined ? undefined : preset(name);
   if (!base && !model) throw new OptionError('Recipe: a preset or a "model" is needed.');
   const given = Object.fromEntries(Object.entries(training ?? {}).filter(([, value]) => value !== undefined));
+  // Processors multiply in f32 whatever the operands are stored in.
+  const precision = device.startsWith('cuda') ? base?.training.precision : undefined;
   const defaults = { kind: kind === undefined || kind === 'ImageDiffiT' ? 'edm' : 'ddpm' };
   return {
     ...(name === undefined ? {} : { preset: name }),
     kind: kind ?? base?.kind ?? 'ImageDiffiT',
     model: { ...base?.model, ...model },
     data: data ?? base?.dataset,
-    training: parseOptions(trainingSchema, { ...base?.training, ...given }, 'Recipe, training'),
+    training: parseOptions(trainingSchema, { ...base?.training, precision, ...given }, 'Recipe, training'),
     sampler: parseSampler({ ...(base?.sampler ?? defaults), ...sampler }, 'Recipe, sampler'),
   };
 }

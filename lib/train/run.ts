@@ -16,6 +16,7 @@ import { imageGrid, saveImage } from '../io/index.js';
 import { type DiffusionModel, ImageDiffiT, LatentTransformer, modelKinds } from '../models/index.js';
 import { defaultGenerator } from '../ops/random.js';
 import { AdamW, edmEmaDecay, type LrSchedule, rampLr } from '../optim/index.js';
+import { autocast } from '../scope.js';
 import {
   checkpointPath,
   listCheckpoints,
@@ -116,6 +117,7 @@ export class TrainingRun {
       emaDecay: (images, batch) => emaDecay ?? edmEmaDecay(images, batch, { halfLifeImages, rampUp }),
       microBatch: training.microBatch,
       gradClip: training.gradClip,
+      precision: training.precision,
     });
     const config = { model: describeModel(model, { ...plan, classNames }), training, data: { images: dataset.length } };
     if (newest) await restoreCheckpoint(newest, trainer, config);
@@ -188,10 +190,12 @@ export class TrainingRun {
     const pixels = new Uint8Array(count * height * width * channels);
     let filled = 0;
     try {
-      for await (const part of generate(average, { count, labels, sampler, vae, signal })) {
-        pixels.set(part, filled);
-        filled += part.length;
-      }
+      await autocast(plan.training.precision, async () => {
+        for await (const part of generate(average, { count, labels, sampler, vae, signal })) {
+          pixels.set(part, filled);
+          filled += part.length;
+        }
+      });
     } catch (error) {
       if (signal?.aborted) return;
       throw error;

@@ -4,7 +4,7 @@
  *
  * Environment: DIFFIT_CPU forces a variant (as the `variant` argument does), DIFFIT_NUM_THREADS the number of threads.
  */
-#include "state.h"
+#include "widen.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -228,14 +228,6 @@ diffit_status copy(diffit_context *, void *to, const void *from, size_t bytes) {
 
 const char *error(diffit_context *ctx) { return ctx->error; }
 
-/* Calls one operation of the context's variant. */
-template <class Op, Op diffit_ops::*op>
-struct Through;
-template <class... Arguments, diffit_status (*diffit_ops::*op)(diffit_context *, Arguments...)>
-struct Through<diffit_status (*)(diffit_context *, Arguments...), op> {
-  static diffit_status call(diffit_context *ctx, Arguments... arguments) { return (ctx->ops->*op)(ctx, arguments...); }
-};
-
 const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  "cpu",
                                  create,
@@ -255,7 +247,7 @@ const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  nullptr, /* replay */
                                  nullptr, /* free_graph */
                                  {
-#define DIFFIT_OP(name, ...) Through<decltype(diffit_ops::name), &diffit_ops::name>::call,
+#define DIFFIT_OP(name, ...) Through<Op_##name>::call,
 #include "../abi/ops.def"
 #undef DIFFIT_OP
                                  }};

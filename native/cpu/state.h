@@ -13,7 +13,8 @@
 namespace diffit {
 
 constexpr int kMaxThreads = 1024;
-constexpr int kScratchSlots = 4;
+constexpr int kScratchSlots = 5; /* 4 are the kernels' */
+constexpr int kWidenSlot = 4; /* of the shared ones: widen.h */
 
 struct Scratch {
   void *data[kScratchSlots] = {};

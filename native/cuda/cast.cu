@@ -4,7 +4,7 @@
  */
 #include <type_traits>
 
-#include "context.cuh"
+#include "floats.cuh"
 
 namespace diffit {
 namespace {
@@ -44,6 +44,22 @@ __device__ inline void narrow(int64_t x, uint8_t *y) { *y = x > 255 ? 255 : x < 
 template <class From, class To>
 diffit_status castLoop(diffit_context *ctx, const From *x, To *y, int64_t n) {
   return forEach(ctx, n, [=] __device__(int64_t i) { narrow(widen(x[i]), &y[i]); });
+}
+
+/* Between f32, bf16 and f16: kWidth neighbours at a time, and what is left one by one. */
+template <int kWidth>
+diffit_status castFloats(diffit_context *ctx, const Floats &x, const Floats &y, int64_t n) {
+  const int64_t packs = n / kWidth;
+  return forEach(ctx, packs + (n - packs * kWidth), [=] __device__(int64_t i) {
+    if (i < packs) {
+      float v[kWidth];
+      load(x, i * kWidth, v);
+      store(y, i * kWidth, v);
+    } else {
+      const float v[1] = {loadOne(x, packs * kWidth + (i - packs))};
+      store(y, packs * kWidth + (i - packs), v);
+    }
+  });
 }
 
 /* A double, or an i64 where it fits one, as an element of y. */
@@ -103,6 +119,10 @@ struct IsFloating<f16> {
 diffit_status cast_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y) {
   const int64_t n = numel(x);
   REQUIRE(numel(y) == n);
+  if (isFloat(x) && isFloat(y)) {
+    const Floats from = floats(x), to = floats(y);
+    return withWidth(widthOf({from, to}, 8), [&](auto w) { return castFloats<decltype(w)::value>(ctx, from, to, n); });
+  }
   return withElements(
       ctx, x, [&](auto *from) { return withElements(ctx, y, [&](auto *to) { return castLoop(ctx, from, to, n); }); });
 }

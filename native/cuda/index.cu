@@ -7,7 +7,7 @@
  * memory, so that both sides are coalesced. scatter_add_rows: a warp per row of the table looks through all ids and
  * adds the rows that are its own, in order: no atomics.
  */
-#include "context.cuh"
+#include "floats.cuh"
 
 namespace diffit {
 namespace {
@@ -247,35 +247,61 @@ diffit_status scatter_add_rows_op(diffit_context *ctx, const diffit_tensor *dy, 
 
 /* ---- upsampling ---------------------------------------------------------------------------------------------- */
 
+/* kWidth neighbouring channels a thread. */
+template <int kWidth>
+static diffit_status upsample(diffit_context *ctx, const Floats &x, const Floats &y, int64_t n, int64_t w, int64_t c) {
+  return forEach(ctx, n / kWidth, [=] __device__(int64_t i) {
+    const int64_t at = i * kWidth, pixel = at / c, row = pixel / w; /* of all samples */
+    const int64_t to = (row * 4 * w + (pixel - row * w) * 2) * c + (at - pixel * c);
+    float v[kWidth];
+    load(x, at, v);
+    store(y, to, v);
+    store(y, to + c, v);
+    store(y, to + 2 * w * c, v);
+    store(y, to + (2 * w + 1) * c, v);
+  });
+}
+
+template <int kWidth>
+static diffit_status upsampleBackward(diffit_context *ctx, const Floats &dy, const Floats &dx, int64_t n, int64_t w,
+                                      int64_t c) {
+  return forEach(ctx, n / kWidth, [=] __device__(int64_t i) {
+    const int64_t at = i * kWidth, pixel = at / c, row = pixel / w;
+    const int64_t from = (row * 4 * w + (pixel - row * w) * 2) * c + (at - pixel * c);
+    float u[kWidth], v[kWidth], top[kWidth];
+    load(dy, from, u);
+    load(dy, from + c, v);
+#pragma unroll
+    for (int e = 0; e < kWidth; e++) top[e] = u[e] + v[e];
+    load(dy, from + 2 * w * c, u);
+    load(dy, from + (2 * w + 1) * c, v);
+#pragma unroll
+    for (int e = 0; e < kWidth; e++) top[e] += u[e] + v[e];
+    store(dx, at, top);
+  });
+}
+
 diffit_status upsample2x_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(y);
+  REQUIRE_FLOAT(x);
+  REQUIRE(y->dtype == x->dtype);
   REQUIRE(x->ndim == 4 && y->ndim == 4);
   REQUIRE(y->shape[0] == x->shape[0] && y->shape[3] == x->shape[3]);
   REQUIRE(y->shape[1] == 2 * x->shape[1] && y->shape[2] == 2 * x->shape[2]);
-  const int64_t w = x->shape[2], c = x->shape[3];
-  const float *in = f32(x);
-  float *out = f32(y);
-  return forEach(ctx, numel(x), [=] __device__(int64_t i) {
-    const int64_t pixel = i / c, row = pixel / w; /* of all samples */
-    float *to = out + (row * 4 * w + (pixel - row * w) * 2) * c + (i - pixel * c);
-    to[0] = to[c] = to[2 * w * c] = to[(2 * w + 1) * c] = in[i];
+  const Floats in = floats(x), out = floats(y);
+  return withWidth(widthOf({in, out}, x->shape[3]), [&](auto k) {
+    return upsample<decltype(k)::value>(ctx, in, out, numel(x), x->shape[2], x->shape[3]);
   });
 }
 
 diffit_status upsample2x_backward_op(diffit_context *ctx, const diffit_tensor *dy, diffit_tensor *dx) {
-  REQUIRE_F32(dy);
-  REQUIRE_F32(dx);
+  REQUIRE_FLOAT(dy);
+  REQUIRE(dx->dtype == dy->dtype);
   REQUIRE(dx->ndim == 4 && dy->ndim == 4);
   REQUIRE(dy->shape[0] == dx->shape[0] && dy->shape[3] == dx->shape[3]);
   REQUIRE(dy->shape[1] == 2 * dx->shape[1] && dy->shape[2] == 2 * dx->shape[2]);
-  const int64_t w = dx->shape[2], c = dx->shape[3];
-  const float *in = f32(dy);
-  float *out = f32(dx);
-  return forEach(ctx, numel(dx), [=] __device__(int64_t i) {
-    const int64_t pixel = i / c, row = pixel / w;
-    const float *from = in + (row * 4 * w + (pixel - row * w) * 2) * c + (i - pixel * c);
-    out[i] = (from[0] + from[c]) + (from[2 * w * c] + from[(2 * w + 1) * c]);
+  const Floats in = floats(dy), out = floats(dx);
+  return withWidth(widthOf({in, out}, dx->shape[3]), [&](auto k) {
+    return upsampleBackward<decltype(k)::value>(ctx, in, out, numel(dx), dx->shape[2], dx->shape[3]);
   });
 }
 

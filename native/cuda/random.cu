@@ -5,7 +5,7 @@
  * The number for element e of sample b is a function of (seed, stream, b, e) alone: the same on any device and for any batch. A
  * thread makes the four numbers of one counter. Memory traffic: the output once.
  */
-#include "context.cuh"
+#include "floats.cuh"
 
 namespace diffit {
 namespace {
@@ -54,6 +54,8 @@ diffit_status eachCounter(diffit_context *ctx, const diffit_tensor *y, Emit emit
   });
 }
 
+bool fourAligned(const Floats &t) { return (uintptr_t)t.data % (t.dtype == DIFFIT_F32 ? 16 : 8) == 0; }
+
 }  // namespace
 
 diffit_status philox_op(diffit_context *ctx, diffit_tensor *y, int64_t kind, int64_t seed, int64_t stream,
@@ -78,21 +80,34 @@ diffit_status philox_op(diffit_context *ctx, diffit_tensor *y, int64_t kind, int
 
 diffit_status dropout_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, double p, int64_t seed,
                          int64_t stream, int64_t firstSample) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(y);
+  REQUIRE_FLOAT(x);
+  REQUIRE(y->dtype == x->dtype);
   REQUIRE(numel(x) == numel(y));
   REQUIRE(p >= 0 && p <= 1);
-  const float *in = f32(x);
-  float *out = f32(y);
+  const Floats in = floats(x), out = floats(y);
+  /* A counter's four numbers are one access where every sample begins aligned. */
+  const int64_t batch = y->ndim > 0 ? y->shape[0] : 1;
+  const bool packed = batch > 0 && numel(y) / batch % 4 == 0 && fourAligned(in) && fourAligned(out);
   const PhiloxKey key = keyOf(seed, stream);
   const float threshold = (float)(ceil(p * 0x1p24) * 0x1p-24); /* u >= p exactly, for every 24-bit u */
   const float scale = (float)(1.0 / (1.0 - p));
   return eachCounter(ctx, y, [=] __device__(int64_t sample, int64_t counter, int64_t at, int count) {
     const uint4 w = philox(key, (uint32_t)counter, (uint32_t)(firstSample + sample));
     const float u[4] = {unitInterval(w.x), unitInterval(w.y), unitInterval(w.z), unitInterval(w.w)};
+    if (packed) {
+      float v[4];
+      load(in, at, v);
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-      if (k < count) out[at + k] = u[k] >= threshold ? in[at + k] * scale : 0.0f;
+      for (int k = 0; k < 4; k++) v[k] = u[k] >= threshold ? v[k] * scale : 0.0f;
+      store(out, at, v);
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      if (k >= count) continue;
+      const float v[1] = {u[k] >= threshold ? loadOne(in, at + k) * scale : 0.0f};
+      store(out, at + k, v);
+    }
   });
 }
 

@@ -1,11 +1,12 @@
 /*
- * Reductions: sum, mean, maximum and argmax over one dimension; softmax and cross entropy with their gradients.
+ * Reductions of any float type to f32: sum, mean, maximum and argmax over one dimension; softmax and cross entropy of f32 with
+ * their gradients.
  *
  * x is seen as [outer, n, inner]. inner = 1: a warp per row, or for long rows a warp per piece of kPiece elements, pieces joined in
- * order in f64. inner > 1: neighbouring threads take neighbouring columns, pieces of n likewise. Softmax and cross
+ * order in f64. inner > 1: neighbouring threads take neighbouring columns, up to eight each, pieces of n likewise. Softmax and cross
  * entropy: a warp per row of n; the second reading comes from the caches. Memory traffic: x is read once.
  */
-#include "context.cuh"
+#include "floats.cuh"
 
 namespace diffit {
 namespace {
@@ -16,11 +17,16 @@ constexpr int64_t kPiece = 4096, kColumnPiece = 128;
 /* The larger one, NaN if there is one. */
 __device__ inline float maxOrNan(float a, float b) { return b > a || b != b ? b : a; }
 
-/* Sum (or maximum) of n numbers `step` apart, by one thread. */
-__device__ inline float reduceRun(const float *x, int64_t n, int64_t step, bool maximum) {
-  float total = maximum ? -INFINITY : 0.0f;
-  for (int64_t i = 0; i < n; i++) total = maximum ? maxOrNan(total, x[i * step]) : total + x[i * step];
-  return total;
+/* totals = sums (or maxima) of totals and kWidth numbers. */
+template <int kWidth>
+__device__ __forceinline__ void gather(const float (&v)[kWidth], bool maximum, float (&totals)[kWidth]) {
+#pragma unroll
+  for (int e = 0; e < kWidth; e++) totals[e] = maximum ? maxOrNan(totals[e], v[e]) : totals[e] + v[e];
+}
+template <int kWidth>
+__device__ __forceinline__ void start(bool maximum, float (&totals)[kWidth]) {
+#pragma unroll
+  for (int e = 0; e < kWidth; e++) totals[e] = maximum ? -INFINITY : 0.0f;
 }
 
 /* y[o, j] = scale x sum over k of partials[o, k, j], or their maximum. */
@@ -30,7 +36,9 @@ diffit_status joinPieces(diffit_context *ctx, const float *partials, float *y, i
     const int64_t o = i / inner;
     const float *from = partials + o * pieces * inner + (i - o * inner);
     if (maximum) {
-      y[i] = reduceRun(from, pieces, inner, true);
+      float top = -INFINITY;
+      for (int64_t k = 0; k < pieces; k++) top = maxOrNan(top, from[k * inner]);
+      y[i] = top;
       return;
     }
     double total = 0;
@@ -40,36 +48,55 @@ diffit_status joinPieces(diffit_context *ctx, const float *partials, float *y, i
 }
 
 /* [outer, n] -> partials [outer, pieces]. */
-diffit_status reduceRows(diffit_context *ctx, const float *x, float *partials, int64_t outer, int64_t n, int64_t pieces,
-                         bool maximum) {
+template <int kWidth>
+diffit_status reduceRows(diffit_context *ctx, const Floats &x, float *partials, int64_t outer, int64_t n,
+                         int64_t pieces, bool maximum) {
   return eachRow(ctx, outer * pieces, [=] __device__(int64_t task, int lane) {
     const int64_t o = task / pieces, begin = task % pieces * kPiece, end = imin(n, begin + kPiece);
-    const float *from = x + o * n;
-    float total = maximum ? -INFINITY : 0.0f;
-    for (int64_t i = begin + lane; i < end; i += 32) total = maximum ? maxOrNan(total, from[i]) : total + from[i];
+    float v[kWidth], totals[kWidth];
+    start(maximum, totals);
+    for (int64_t i = begin + lane * kWidth; i < end; i += 32 * kWidth) {
+      load(x, o * n + i, v);
+      gather(v, maximum, totals);
+    }
+    float total = totals[0];
+#pragma unroll
+    for (int e = 1; e < kWidth; e++) total = maximum ? maxOrNan(total, totals[e]) : total + totals[e];
     total = maximum ? warpMax(total) : warpSum(total);
     if (lane == 0) partials[task] = total;
   });
 }
 
 /* [outer, n, inner] -> partials [outer, pieces, inner]. */
-diffit_status reduceColumns(diffit_context *ctx, const float *x, float *partials, int64_t outer, int64_t n,
+template <int kWidth>
+diffit_status reduceColumns(diffit_context *ctx, const Floats &x, float *partials, int64_t outer, int64_t n,
                             int64_t inner, int64_t pieces, bool maximum) {
-  return forEach(ctx, outer * pieces * inner, [=] __device__(int64_t i) {
-    const int64_t task = i / inner, o = task / pieces, begin = task % pieces * kColumnPiece;
-    const float *from = x + (o * n + begin) * inner + (i - task * inner);
-    partials[i] = reduceRun(from, imin(kColumnPiece, n - begin), inner, maximum);
+  const int64_t groups = inner / kWidth;
+  return forEach(ctx, outer * pieces * groups, [=] __device__(int64_t i) {
+    const int64_t task = i / groups, o = task / pieces, begin = task % pieces * kColumnPiece;
+    const int64_t column = (i - task * groups) * kWidth, end = imin(n, begin + kColumnPiece);
+    float v[kWidth], totals[kWidth];
+    start(maximum, totals);
+    for (int64_t k = begin; k < end; k++) {
+      load(x, (o * n + k) * inner + column, v);
+      gather(v, maximum, totals);
+    }
+#pragma unroll
+    for (int e = 0; e < kWidth; e++) partials[task * inner + column + e] = totals[e];
   });
 }
 
 /* First index of the largest element; a NaN counts as larger than all numbers. A thread per result. */
-diffit_status argmax(diffit_context *ctx, const float *x, int64_t *y, int64_t outer, int64_t n, int64_t inner) {
+diffit_status argmax(diffit_context *ctx, const Floats &x, int64_t *y, int64_t outer, int64_t n, int64_t inner) {
   return forEach(ctx, outer * inner, [=] __device__(int64_t task) {
-    const float *from = x + task / inner * n * inner + task % inner;
+    const int64_t first = task / inner * n * inner + task % inner;
+    float top = loadOne(x, first);
     int64_t best = 0;
     for (int64_t i = 1; i < n; i++) {
-      const float v = from[i * inner], top = from[best * inner];
-      if (top == top && (v > top || v != v)) best = i;
+      const float v = loadOne(x, first + i * inner);
+      if (!(top == top && (v > top || v != v))) continue;
+      best = i;
+      top = v;
     }
     y[task] = best;
   });
@@ -93,7 +120,7 @@ __device__ inline double rowExpSum(const float *x, int64_t n, float top, int lan
 
 diffit_status reduce_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, int64_t kind, int64_t outer,
                         int64_t n, int64_t inner) {
-  REQUIRE_F32(x);
+  REQUIRE_FLOAT(x);
   REQUIRE(outer >= 0 && n >= 0 && inner >= 0);
   int64_t results, elements;
   REQUIRE(!__builtin_mul_overflow(outer, inner, &results) && numel(y) == results);
@@ -105,16 +132,18 @@ diffit_status reduce_op(diffit_context *ctx, const diffit_tensor *x, diffit_tens
     REQUIRE(kind == DIFFIT_SUM); /* only the empty sum is defined */
     return check(ctx, cudaMemsetAsync(y->data, 0, (size_t)results * sizeof(float), ctx->stream), "reduce");
   }
-  if (kind == DIFFIT_ARGMAX) return argmax(ctx, f32(x), (int64_t *)y->data, outer, n, inner);
+  if (kind == DIFFIT_ARGMAX) return argmax(ctx, floats(x), (int64_t *)y->data, outer, n, inner);
   const bool maximum = kind == DIFFIT_MAX;
   const double scale = kind == DIFFIT_MEAN ? 1.0 / (double)n : 1.0;
   const int64_t pieces = ceilDiv(n, inner > 1 ? kColumnPiece : kPiece);
   float *partials = (float *)scratch(ctx, 0, (size_t)(results * pieces) * sizeof(float));
   if (!partials) return DIFFIT_OUT_OF_MEMORY;
-  if (inner > 1)
-    TRY(reduceColumns(ctx, f32(x), partials, outer, n, inner, pieces, maximum));
-  else
-    TRY(reduceRows(ctx, f32(x), partials, outer, n, pieces, maximum));
+  const Floats in = floats(x);
+  TRY(withWidth(widthOf({in}, inner > 1 ? inner : n), [&](auto w) {
+    constexpr int kWidth = decltype(w)::value;
+    return inner > 1 ? reduceColumns<kWidth>(ctx, in, partials, outer, n, inner, pieces, maximum)
+                     : reduceRows<kWidth>(ctx, in, partials, outer, n, pieces, maximum);
+  }));
   return joinPieces(ctx, partials, f32(y), outer, pieces, inner, maximum, scale);
 }
 

@@ -117,7 +117,7 @@ for (const { name, parameters } of operations) {
 
 t.test('lists without a tensor have nothing to do', async (t) => {
   native.ops.ema([], [], 0.5);
-  native.ops.adam([], [], [], [], 0, 1, 0, 0, 0, 0, 0, 0, 0);
+  native.ops.adam([], [], [], [], [], [], 0, 1, 0, 0, 0, 0, 0, 0, 0, 0);
   await native.synchronize(device);
   t.pass();
 });

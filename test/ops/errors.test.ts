@@ -89,7 +89,13 @@ const shapes: Bad[] = [
 
 const dtypes: Bad[] = [
   [() => F.add(f(2), ids(1, 2)), 'DTypeError', /add: b is i64, expected f32 \(convert with \.to\('f32'\)\)/],
-  [() => F.silu(zeros([2], { dtype: 'bf16' })), 'DTypeError', /silu: x is bf16, expected f32/],
+  [() => F.silu(zeros([2], { dtype: 'u8' })), 'DTypeError', /silu: x is u8, expected f32/],
+  [() => F.where(zeros([2], { dtype: 'bf16' }), f(2), f(2)), 'DTypeError', /where: condition is bf16, expected f32/],
+  [
+    () => F.layerNorm(f(2, 3), { weight: zeros([3], { dtype: 'bf16' }) }),
+    'DTypeError',
+    /layerNorm: weight is bf16, expected f32/,
+  ],
   [() => F.equal(ids(1), f(1)), 'DTypeError', /equal: b is f32, expected i64/],
   [() => F.add(ids(1), ids(1)), 'DTypeError', /add: a is i64/],
   [() => F.matmul(f(1, 1), zeros([1, 1], { dtype: 'u8' })), 'DTypeError', /matmul: b is u8/],
