@@ -146,6 +146,19 @@ t.test('a recipe fills its gaps from the preset', async (t) => {
 });
 
 t.test('a bad recipe', async (t) => {
+  for (const [preset, device, precision] of [
+    ['imagenet256', 'cuda', 'bf16'],
+    ['imagenet512', 'cuda:1', 'bf16'],
+    ['imagenet256', 'cpu', 'f32'],
+    ['mnist', 'cuda', 'f32'],
+  ] as const) {
+    t.equal(planTraining({ preset }, { device }).training.precision, precision, `${preset} on ${device}`);
+  }
+  const chosen = { preset: 'imagenet256', training: { precision: 'f32' } };
+  t.equal(planTraining(chosen, { device: 'cuda' }).training.precision, 'f32', 'what the recipe says goes');
+  t.throws(() => planTraining({ preset: 'mnist', training: { precision: 'f16' } }), {
+    message: /f16 would need loss scaling/,
+  });
   t.throws(() => planTraining({ preset: 'mnits' }), { name: 'OptionError', message: /did you mean "mnist"/ });
   t.throws(() => planTraining({}), { message: /preset or a "model" is needed/ });
   t.throws(() => planTraining({ preset: 'mnist', trainng: {} } as never), { message: /did you mean "training"/ });

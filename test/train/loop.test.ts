@@ -170,4 +170,5 @@ t.test('memory stays flat and the default generator is left alone', async (t) =>
 t.test('bad options', async (t) => {
   t.throws(() => tinyTrainer({ microBatch: 0 }), OptionError);
   t.throws(() => tinyTrainer({ gradClip: -1 }), OptionError);
+  t.throws(() => tinyTrainer({ precision: 'f16' as never }), { message: /precision is f16.*needs loss scaling/ });
 });
