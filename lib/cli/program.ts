@@ -81,7 +81,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--lr <x>', 'peak learning rate', nonNegative)
     .option(
       '--precision <dtype>',
-      "f32 or bf16: matrix products and activations (default: the recipe's; imagenet256 and imagenet512 on a GPU: bf16)",
+      "f32 or bf16: matrix products and activations (default: the recipe's; latent presets on a GPU: bf16)",
     )
     .option('--seed <n>', 'names all random numbers of the run', integer(0), 0)
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')

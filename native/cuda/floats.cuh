@@ -101,6 +101,17 @@ __device__ __forceinline__ float loadOne(const Floats &t, int64_t i) {
   return v[0];
 }
 
+/* kWidth numbers of a vector of f32 that may be absent: then `otherwise`. (At width 8 it is: no tensor is f32 then.) */
+template <int kWidth>
+__device__ __forceinline__ void loadOr(const float *p, int64_t i, float otherwise, float (&v)[kWidth]) {
+  if (p) {
+    load(Floats{(void *)p, DIFFIT_F32}, i, v);
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < kWidth; e++) v[e] = otherwise;
+}
+
 template <class T, int kWidth>
 __device__ __forceinline__ void storeLow(void *data, int64_t i, const float (&v)[kWidth]) {
   if constexpr (kWidth == 1) {

@@ -408,24 +408,33 @@ t.test('norms: x and y of any float dtype, statistics and parameters f32', (t) =
   }),
 );
 
-t.test('norms without parameters, in vectors of eight', (t) =>
+t.test('layer norm without parameters: rows that lanes keep in registers, and longer ones', (t) =>
   forEachDevice(t, async (t, device) => {
     setDefaultDevice(device);
     await withoutLeaks(t, device, async () => {
-      for (const low of lowDTypes) {
-        const [rows, channels] = [9, 1152];
-        const values = roundAll(numbers(12, rows * channels), low);
-        const x = tensor(values, { shape: [rows, channels] }).to(low);
-        x.requiresGrad = true;
-        const y = F.layerNorm(x);
-        const dout = roundAll(numbers(13, rows * channels), low);
-        y.backward(tensor(dout, { shape: [rows, channels] }).to(low));
-        const setOf = (p: number): number => Math.floor(p / channels);
-        const [ones, zeros] = [new Float32Array(channels).fill(1), new Float32Array(channels)];
-        const expected = normalize(values, { channels, eps: 1e-6, setOf }, ones, zeros, dout);
-        assertClose(t, (await y.data()) as Float32Array, expected.y, 1.1 * epsilon[low], `${low} y`);
-        assertClose(t, (await x.grad?.data()) as Float32Array, expected.dx, 1.1 * epsilon[low], `${low} dx`);
-        x.grad?.dispose();
+      for (const [input, low] of [
+        ['f32', 'bf16'],
+        ['bf16', 'bf16'],
+        ['f16', 'f16'],
+      ] as const) {
+        for (const channels of [512, 1152, 1280, 2568]) {
+          const rows = 9;
+          const shape = [rows, channels];
+          const values = roundAll(numbers(12, rows * channels), low);
+          const x = tensor(values, { shape }).to(input);
+          x.requiresGrad = true;
+          const y = autocast(low, () => F.layerNorm(x));
+          const dout = roundAll(numbers(13, rows * channels), low);
+          y.backward(tensor(dout, { shape }).to(low));
+          const setOf = (p: number): number => Math.floor(p / channels);
+          const [ones, zeros] = [new Float32Array(channels).fill(1), new Float32Array(channels)];
+          const expected = normalize(values, { channels, eps: 1e-6, setOf }, ones, zeros, dout);
+          const name = `${input} -> ${low} of ${channels}`;
+          assertClose(t, (await y.data()) as Float32Array, expected.y, 1.1 * epsilon[low], `${name}: y`);
+          const limit = input === 'f32' ? 2e-6 : 1.1 * epsilon[low];
+          assertClose(t, (await x.grad?.data()) as Float32Array, expected.dx, limit, `${name}: dx`);
+          x.grad?.dispose();
+        }
       }
     });
   }),

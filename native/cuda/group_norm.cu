@@ -1,14 +1,9 @@
 /*
- * Layer norm over the last axis and group norm on NHWC (SiLU fused), with their gradients; activations of any float type
- * (floats.cuh), statistics and sums in f32 and f64.
+ * Group norm on NHWC with a fused SiLU, and its gradient; activations of any float type (floats.cuh), statistics and sums in f32
+ * and f64.
  *
- * layer_norm: a warp per row of x [rows, n]; mean first, then squared distances to it, so large means do no harm (the
- * second and third reading come from the caches). group_norm: sums per channel over chunks of positions, joined per group in
- * f64: once for the mean, once for squared distances; then a pass that writes. Gradients of w and b: sums per column
- * over chunks of rows, chunks added in order, in f64: the same bits on every run.
- *
- * Memory traffic: layer_norm x once, y once; its gradient x and dy twice, dx once; group_norm x three times, y once; its
- * gradient x and dy twice, dx once.
+ * Sums per channel over chunks of positions (columns.cuh), joined per group in f64: once for the mean, once for squared distances to it, so large
+ * means do no harm; then a pass that writes. Memory traffic: x three times, y once; the gradient x and dy twice, dx once.
  */
 #include "columns.cuh"
 #include "mathfun.cuh"
@@ -36,122 +31,6 @@ diffit_status groupSums(diffit_context *ctx, const Columns &g, int64_t groups, c
     if (lane == 0) store(row, a, b);
   });
 }
-
-/* ---- layer norm ---------------------------------------------------------------------------------------------- */
-
-/* kWidth numbers of a vector of f32 that may be absent: then `otherwise`. (At width 8 it is: no tensor is f32 then.) */
-template <int kWidth>
-__device__ __forceinline__ void loadOr(const float *p, int64_t i, float otherwise, float (&v)[kWidth]) {
-  if (p) {
-    load(Floats{(void *)p, DIFFIT_F32}, i, v);
-    return;
-  }
-#pragma unroll
-  for (int e = 0; e < kWidth; e++) v[e] = otherwise;
-}
-
-struct LayerNorm {
-  Floats x, y;
-  const float *w, *b;
-  float *means, *rstds;
-  int64_t rows, n;
-  double eps;
-};
-
-template <int kWidth>
-diffit_status layerNorm(diffit_context *ctx, const LayerNorm &c) {
-  return eachRow(ctx, c.rows, [=] __device__(int64_t r, int lane) {
-    const int64_t row = r * c.n, step = 32 * kWidth;
-    float v[kWidth], sum = 0, squares = 0;
-    for (int64_t i = lane * kWidth; i < c.n; i += step) {
-      load(c.x, row + i, v);
-#pragma unroll
-      for (int e = 0; e < kWidth; e++) sum += v[e];
-    }
-    const float m = warpSum(sum) / (float)c.n;
-    for (int64_t i = lane * kWidth; i < c.n; i += step) {
-      load(c.x, row + i, v);
-#pragma unroll
-      for (int e = 0; e < kWidth; e++) squares += (v[e] - m) * (v[e] - m);
-    }
-    const float s = (float)(1.0 / sqrt((double)warpSum(squares) / (double)c.n + c.eps));
-    if (lane == 0) {
-      if (c.means) c.means[r] = m;
-      if (c.rstds) c.rstds[r] = s;
-    }
-    for (int64_t i = lane * kWidth; i < c.n; i += step) {
-      float w[kWidth], b[kWidth];
-      load(c.x, row + i, v);
-      loadOr(c.w, i, 1.0f, w);
-      loadOr(c.b, i, 0.0f, b);
-#pragma unroll
-      for (int e = 0; e < kWidth; e++) v[e] = (v[e] - m) * s * w[e] + b[e];
-      store(c.y, row + i, v);
-    }
-  });
-}
-
-struct LayerNormBackward {
-  Floats x, dy, around, dx;
-  const float *w, *means, *rstds;
-  float *dw, *db;
-  int64_t rows, n;
-};
-
-template <int kWidth>
-diffit_status layerNormBackward(diffit_context *ctx, const LayerNormBackward &c) {
-  if (c.dw || c.db) { /* before dx is written, which may be dy */
-    const Columns g = columnsOf(1, c.rows, c.n);
-    float *partials = (float *)scratch(ctx, 0, (size_t)g.partials() * sizeof(float));
-    if (!partials) return DIFFIT_OUT_OF_MEMORY;
-    TRY(columnSums<kWidth>(ctx, g, partials,
-                           [=] __device__(int64_t, int64_t i, int64_t channel, float2(&sums)[kWidth]) {
-                             const int64_t r = (i - channel) / c.n;
-                             const float m = c.means[r], s = c.rstds[r];
-                             float v[kWidth], d[kWidth];
-                             load(c.x, i, v);
-                             load(c.dy, i, d);
-#pragma unroll
-                             for (int e = 0; e < kWidth; e++) {
-                               sums[e].x += d[e] * (v[e] - m) * s;
-                               sums[e].y += d[e];
-                             }
-                           }));
-    TRY(totalSums(ctx, g, partials, c.dw, c.db));
-  }
-  return eachRow(ctx, c.rows, [=] __device__(int64_t r, int lane) {
-    const int64_t row = r * c.n, step = 32 * kWidth;
-    const float m = c.means[r], s = c.rstds[r];
-    float v[kWidth], d[kWidth], w[kWidth], sum = 0, product = 0;
-    for (int64_t i = lane * kWidth; i < c.n; i += step) {
-      load(c.x, row + i, v);
-      load(c.dy, row + i, d);
-      loadOr(c.w, i, 1.0f, w);
-#pragma unroll
-      for (int e = 0; e < kWidth; e++) {
-        d[e] *= w[e];
-        sum += d[e];
-        product += d[e] * (v[e] - m) * s;
-      }
-    }
-    const float meanD = warpSum(sum) / (float)c.n, meanDH = warpSum(product) / (float)c.n;
-    for (int64_t i = lane * kWidth; i < c.n; i += step) {
-      load(c.x, row + i, v);
-      load(c.dy, row + i, d);
-      loadOr(c.w, i, 1.0f, w);
-#pragma unroll
-      for (int e = 0; e < kWidth; e++) v[e] = ((d[e] * w[e] - meanD) - (v[e] - m) * s * meanDH) * s;
-      if (c.around.data) {
-        load(c.around, row + i, d);
-#pragma unroll
-        for (int e = 0; e < kWidth; e++) v[e] += d[e];
-      }
-      store(c.dx, row + i, v);
-    }
-  });
-}
-
-/* ---- group norm ---------------------------------------------------------------------------------------------- */
 
 Columns groupColumns(const diffit_tensor *x) {
   int64_t positions = 1;
@@ -273,42 +152,6 @@ diffit_status groupNormBackward(diffit_context *ctx, const GroupNormBackward &c,
 }
 
 }  // namespace
-
-diffit_status layer_norm_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *w, const diffit_tensor *b,
-                            diffit_tensor *y, diffit_tensor *mean, diffit_tensor *rstd, double eps) {
-  REQUIRE_FLOAT(x);
-  REQUIRE_FLOAT(y);
-  REQUIRE(x->ndim >= 1 && numel(y) == numel(x));
-  const int64_t n = lastDim(x), rows = leadingRows(x);
-  REQUIRE(!w || isVector(w, n));
-  REQUIRE(!b || isVector(b, n));
-  REQUIRE(!mean || isVector(mean, rows));
-  REQUIRE(!rstd || isVector(rstd, rows));
-  const LayerNorm call = {floats(x), floats(y), f32(w), f32(b), f32(mean), f32(rstd), rows, n, eps};
-  const int width = widthOf({call.x, call.y, floats(w), floats(b)}, n);
-  return withWidth(width, [&](auto k) { return layerNorm<decltype(k)::value>(ctx, call); });
-}
-
-diffit_status layer_norm_backward_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *w,
-                                     const diffit_tensor *mean, const diffit_tensor *rstd, const diffit_tensor *dy,
-                                     const diffit_tensor *dresidual, diffit_tensor *dx, diffit_tensor *dw,
-                                     diffit_tensor *db) {
-  REQUIRE_FLOAT(x);
-  REQUIRE(x->ndim >= 1);
-  const int64_t n = lastDim(x), rows = leadingRows(x);
-  REQUIRE(!w || isVector(w, n));
-  REQUIRE(isVector(mean, rows));
-  REQUIRE(isVector(rstd, rows));
-  REQUIRE(isFloatVector(dy, rows * n));
-  REQUIRE(!dresidual || isFloatVector(dresidual, rows * n));
-  REQUIRE(isFloatVector(dx, rows * n));
-  REQUIRE(!dw || isVector(dw, n));
-  REQUIRE(!db || isVector(db, n));
-  const LayerNormBackward call = {floats(x), floats(dy), floats(dresidual), floats(dx), f32(w), f32(mean),
-                                  f32(rstd), f32(dw),    f32(db),           rows,       n};
-  const int width = widthOf({call.x, call.dy, call.around, call.dx, floats(w)}, n);
-  return withWidth(width, [&](auto k) { return layerNormBackward<decltype(k)::value>(ctx, call); });
-}
 
 diffit_status group_norm_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *w, const diffit_tensor *b,
                             diffit_tensor *y, diffit_tensor *mean, diffit_tensor *rstd, int64_t groups, double eps,
