@@ -153,13 +153,18 @@ __device__ __forceinline__ void withKind(int kind, const F &f) {
   f(Constant<k>{});
 }
 
+/* kTrigonometric: sine and cosine, whose reduction of large arguments needs a stack that the other kinds should not have. */
+template <bool kTrigonometric>
 struct Unary {
   int kind;
   template <int kWidth>
   __device__ void operator()(const float (&in)[1][kWidth], float (&out)[kWidth]) const {
     withKind<DIFFIT_IS_FINITE>(kind, [&](auto k) {
+      constexpr int kKind = decltype(k)::value;
+      if constexpr ((kKind == DIFFIT_SIN || kKind == DIFFIT_COS) == kTrigonometric) {
 #pragma unroll
-      for (int e = 0; e < kWidth; e++) out[e] = unaryForward<decltype(k)::value>(in[0][e]);
+        for (int e = 0; e < kWidth; e++) out[e] = unaryForward<kKind>(in[0][e]);
+      }
     });
   }
 };
@@ -253,7 +258,8 @@ diffit_status unary_op(diffit_context *ctx, const diffit_tensor *x, diffit_tenso
   REQUIRE_FLOAT(y);
   REQUIRE(numel(x) == numel(y));
   REQUIRE(kind >= 0 && kind <= DIFFIT_IS_FINITE);
-  return eachOf<1>(ctx, &x, y, Unary{(int)kind});
+  if (kind == DIFFIT_SIN || kind == DIFFIT_COS) return eachOf<1>(ctx, &x, y, Unary<true>{(int)kind});
+  return eachOf<1>(ctx, &x, y, Unary<false>{(int)kind});
 }
 
 diffit_status unary_backward_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *dy, diffit_tensor *dx,
