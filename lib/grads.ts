@@ -66,7 +66,7 @@ const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
 
 const like = (x: Tensor, dtype: DType = x.dtype, shape: Shape = x.shape): Tensor =>
   Tensor.empty(shape, dtype, x.device);
-const toDType = (x: Tensor, dtype: DType): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
+const toDType = (x: Tensor, dtype: DType = 'f32'): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
 /** What several gradients share, made when the first of them is asked for. */
 const once = (make: () => Tensor): (() => Tensor) => {
   let made: Tensor | undefined;
@@ -79,7 +79,6 @@ const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
 const idOf = (x: Tensor | undefined): number => x?.id ?? 0;
-const inDType = (x: Tensor, dtype: DType = 'f32'): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
 
 export const gradients: Readonly<Record<string, Rule>> = {
   // elementwise
@@ -109,10 +108,10 @@ export const gradients: Readonly<Record<string, Rule>> = {
 
   // reductions
   sum: (g, { shapes: [x], dtypes: [dtype], attributes: { kept } }) => [
-    broadcastTo(reshapeRaw(inDType(g, dtype), kept), x),
+    broadcastTo(reshapeRaw(toDType(g, dtype), kept), x),
   ],
   mean: (g, { shapes: [x], dtypes: [dtype], attributes: { kept } }) => [
-    broadcastTo(reshapeRaw(inDType(affine(g, numel(g.shape) / numel(x), 0), dtype), kept), x),
+    broadcastTo(reshapeRaw(toDType(affine(g, numel(g.shape) / numel(x), 0), dtype), kept), x),
   ],
   max: (g, { saved: [x], attributes: { axis, kept } }) => {
     const n = x.shape[axis];
@@ -144,7 +143,7 @@ export const gradients: Readonly<Record<string, Rule>> = {
   pad: (g, { shapes: [x], attributes: { offset } }) => [crop(g, x, offset)],
   embedding: (g, { saved: [ids], shapes: [table] }) => [
     fused(Tensor.empty(table, 'f32', g.device), (dtable) =>
-      native.ops.scatter_add_rows(inDType(g, 'f32').id, ids.id, dtable.id),
+      native.ops.scatter_add_rows(toDType(g, 'f32').id, ids.id, dtable.id),
     ),
     undefined,
   ],

@@ -82,7 +82,7 @@ __device__ __forceinline__ void elements(const Broadcast &plan, const Operands<k
       bits[o] = loadBits<kWidth>(t, at[o]);
     }
   }
-  float in[kInputs][kWidth], out[kWidth];
+  float in[kInputs][kWidth], out[kWidth] = {};
 #pragma unroll
   for (int o = 0; o < kInputs; o++) unpack(operands.in[o], bits[o], in[o]);
   body(in, out);
@@ -169,13 +169,17 @@ struct Unary {
   }
 };
 
+template <bool kTrigonometric>
 struct UnaryBackward {
   int kind;
   template <int kWidth>
   __device__ void operator()(const float (&in)[2][kWidth], float (&out)[kWidth]) const {
     withKind<DIFFIT_SQUARE>(kind, [&](auto k) {
+      constexpr int kKind = decltype(k)::value;
+      if constexpr ((kKind == DIFFIT_SIN || kKind == DIFFIT_COS) == kTrigonometric) {
 #pragma unroll
-      for (int e = 0; e < kWidth; e++) out[e] = unaryDerivative<decltype(k)::value>(in[0][e]) * in[1][e];
+        for (int e = 0; e < kWidth; e++) out[e] = unaryDerivative<kKind>(in[0][e]) * in[1][e];
+      }
     });
   }
 };
@@ -270,7 +274,8 @@ diffit_status unary_backward_op(diffit_context *ctx, const diffit_tensor *x, con
   REQUIRE(numel(x) == numel(dy) && numel(x) == numel(dx));
   REQUIRE(kind >= 0 && kind <= DIFFIT_SQUARE);
   const diffit_tensor *inputs[] = {x, dy};
-  return eachOf<2>(ctx, inputs, dx, UnaryBackward{(int)kind});
+  if (kind == DIFFIT_SIN || kind == DIFFIT_COS) return eachOf<2>(ctx, inputs, dx, UnaryBackward<true>{(int)kind});
+  return eachOf<2>(ctx, inputs, dx, UnaryBackward<false>{(int)kind});
 }
 
 diffit_status affine_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, double scale, double shift) {
