@@ -5,7 +5,14 @@
  */
 import { join } from 'node:path';
 import t from 'tap';
-import { type DeviceName, memory, setDefaultDevice, synchronize } from '../../lib/device.js';
+import {
+  cpuVariants,
+  type DeviceName,
+  memory,
+  setDefaultDevice,
+  setNumThreads,
+  synchronize,
+} from '../../lib/device.js';
 import { GaussianDiffusion } from '../../lib/diffusion/index.js';
 import { autocast, noGrad, scope, type Tensor, tensor } from '../../lib/index.js';
 import { ImageDiffiT, LatentDiffiT } from '../../lib/models/index.js';
@@ -106,6 +113,25 @@ const eachDevice = (name: string, fn: (t: import('tap').Test, device: DeviceName
     });
   }
 };
+
+t.test('the same bits with one thread and with three', async (t) => {
+  const results: unknown[] = [];
+  for (const [device, threads] of [
+    ['cpu', 1],
+    [cpuVariants()[0], 3],
+  ] as const) {
+    setNumThreads(threads); // for the device that is opened next
+    setDefaultDevice(device);
+    for (const kind of [latent, image]) {
+      const run = trainer(kind, 'bf16');
+      results.push([await losses(run, 2), await bits(run.model)]);
+      close(run);
+    }
+  }
+  setNumThreads(0);
+  setDefaultDevice('cpu');
+  t.strictSame(results.slice(2), results.slice(0, 2));
+});
 
 for (const [name, kind] of Object.entries({ latent, image })) {
   eachDevice(`${name}: losses and gradients beside f32`, (t, device) => {
