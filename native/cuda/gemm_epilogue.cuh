@@ -76,15 +76,17 @@ struct Floats {
 
 inline Floats floatsOf(const diffit_tensor *t) { return t ? Floats{t->data, t->dtype} : Floats{nullptr, DIFFIT_F32}; }
 
-/* Called, not inlined: one copy of all kinds is enough for a kernel. */
-__device__ __noinline__ inline float4 activateFour(int kind, float4 v) {
-  return make_float4(unaryForwardOf(kind, v.x), unaryForwardOf(kind, v.y), unaryForwardOf(kind, v.z),
-                     unaryForwardOf(kind, v.w));
-}
-__device__ __noinline__ inline float4 slopeOfFour(int kind, float4 v) {
-  return make_float4(unaryDerivativeOf(kind, v.x), unaryDerivativeOf(kind, v.y), unaryDerivativeOf(kind, v.z),
-                     unaryDerivativeOf(kind, v.w));
-}
+/* The functions of an epilogue, four at a time. Of any kind: called, not inlined, for one copy in a kernel is enough. */
+struct AnyKind {
+  __device__ __noinline__ static float4 activate(int kind, float4 v) {
+    return make_float4(unaryForwardOf(kind, v.x), unaryForwardOf(kind, v.y), unaryForwardOf(kind, v.z),
+                       unaryForwardOf(kind, v.w));
+  }
+  __device__ __noinline__ static float4 slope(int kind, float4 v) {
+    return make_float4(unaryDerivativeOf(kind, v.x), unaryDerivativeOf(kind, v.y), unaryDerivativeOf(kind, v.z),
+                       unaryDerivativeOf(kind, v.w));
+  }
+};
 
 struct Epilogue {
   const float *bias;
@@ -96,13 +98,14 @@ struct Epilogue {
   __device__ void one(float v, int64_t at, int64_t column) const {
     if (bias) v += bias[column];
     if (pre) pre.put(at, v);
-    if (activation != DIFFIT_NO_ACTIVATION) v = activateFour(activation, make_float4(v, 0, 0, 0)).x;
-    if (gateInput) v *= slopeOfFour(gateKind, make_float4(gateInput.get(at), 0, 0, 0)).x;
+    if (activation != DIFFIT_NO_ACTIVATION) v = AnyKind::activate(activation, make_float4(v, 0, 0, 0)).x;
+    if (gateInput) v *= AnyKind::slope(gateKind, make_float4(gateInput.get(at), 0, 0, 0)).x;
     if (residual) v += residual.get(at);
     if (accumulate) v += y.get(at);
     y.put(at, v);
   }
   /* The same for eight neighbours of a row, where inEights() holds. */
+  template <class Functions>
   __device__ void eight(float (&v)[8], int64_t at, int64_t column) const {
     float other[8];
     if (bias) {
@@ -112,15 +115,15 @@ struct Epilogue {
     }
     if (pre) pre.putEight(at, v);
     if (activation != DIFFIT_NO_ACTIVATION) {
-      const float4 low = activateFour(activation, make_float4(v[0], v[1], v[2], v[3]));
-      const float4 high = activateFour(activation, make_float4(v[4], v[5], v[6], v[7]));
+      const float4 low = Functions::activate(activation, make_float4(v[0], v[1], v[2], v[3]));
+      const float4 high = Functions::activate(activation, make_float4(v[4], v[5], v[6], v[7]));
       v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
       v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
     }
     if (gateInput) {
       gateInput.getEight(at, other);
-      const float4 low = slopeOfFour(gateKind, make_float4(other[0], other[1], other[2], other[3]));
-      const float4 high = slopeOfFour(gateKind, make_float4(other[4], other[5], other[6], other[7]));
+      const float4 low = Functions::slope(gateKind, make_float4(other[0], other[1], other[2], other[3]));
+      const float4 high = Functions::slope(gateKind, make_float4(other[4], other[5], other[6], other[7]));
       v[0] *= low.x, v[1] *= low.y, v[2] *= low.z, v[3] *= low.w;
       v[4] *= high.x, v[5] *= high.y, v[6] *= high.z, v[7] *= high.w;
     }
@@ -168,7 +171,7 @@ struct Finish {
         if (partial)
           Floats{partial, DIFFIT_F32}.putEight(at, v);
         else
-          e.eight(v, at, column);
+          e.eight<AnyKind>(v, at, column);
       } else {
 #pragma unroll 1
         for (int j = 0; j < 8 && column + j < n; j++) {
@@ -206,7 +209,7 @@ inline diffit_status joinPartials(diffit_context *ctx, const Finish &finish, int
 #pragma unroll
         for (int j = 0; j < 8; j++) sums[j] += part[j];
       }
-      e.eight(sums, i * 8, i * 8 % n);
+      e.eight<AnyKind>(sums, i * 8, i * 8 % n);
     });
   return forEach(ctx, size, [=] __device__(int64_t i) {
     float sum = 0;
