@@ -18,7 +18,6 @@ import {
   type UnaryKind,
   unary,
   unaryBackward,
-  unaryKinds,
   where,
 } from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
@@ -64,9 +63,7 @@ const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
   () => sumTo(mul(g, affine(share, -1, 1)), b.shape),
 ];
 
-const like = (x: Tensor, dtype: DType = x.dtype, shape: Shape = x.shape): Tensor =>
-  Tensor.empty(shape, dtype, x.device);
-const toDType = (x: Tensor, dtype: DType): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
+const like = (x: Tensor, dtype: DType = x.dtype): Tensor => Tensor.empty(x.shape, dtype, x.device);
 /** What several gradients share, made when the first of them is asked for. */
 const once = (make: () => Tensor): (() => Tensor) => {
   let made: Tensor | undefined;
@@ -160,9 +157,8 @@ export const gradients: Readonly<Record<string, Rule>> = {
       sumTo(transB ? matmulRaw(g, a, { transA: true, transB: transA }) : matmulRaw(a, g, { transA: !transA }), b.shape),
   ],
   linear: (g, { saved: [x, weight, pre], attributes: { activation } }) => {
-    const dpre = activation ? like(x, x.dtype, g.shape) : g;
-    if (activation) native.ops.unary_backward(pre.id, g.id, dpre.id, unaryKinds[activation as Activation]);
-    const operand = once(() => toDType(dpre, x.dtype));
+    const dpre = activation ? unaryBackward(activation as Activation, pre, g) : g;
+    const operand = once(() => inDType(dpre, x.dtype));
     const [m, n, k] = [numel(g.shape.slice(0, -1)), ...weight.shape];
     return [
       () => gemm({ a: operand(), b: weight, y: like(x), m, n: k, k: n }),
@@ -172,7 +168,7 @@ export const gradients: Readonly<Record<string, Rule>> = {
     ];
   },
   conv2d: (g, { saved: [x, weight], attributes: { stride, top, left } }) => {
-    const operand = once(() => toDType(g, x.dtype));
+    const operand = once(() => inDType(g, x.dtype));
     return [
       () => fused(like(x), (dx) => native.ops.conv2d_dgrad(operand().id, weight.id, dx.id, stride, top, left)),
       () => fused(like(weight, 'f32'), (dw) => native.ops.conv2d_wgrad(x.id, operand().id, dw.id, stride, top, left)),

@@ -61,7 +61,7 @@ diffit_status cutlassGemm(diffit_context *ctx, const GemmProblem &p, bool *taken
     return DIFFIT_OK;
   /* The functions that are compiled in, and rows of whole 16-byte chunks. */
   const bool functions = (p.e.activation == DIFFIT_NO_ACTIVATION || p.e.activation == DIFFIT_GELU_TANH) &&
-                         (!p.e.gateInput || p.e.gateKind == DIFFIT_GELU_TANH);
+                         (!p.e.gateInput.data || p.e.gateKind == DIFFIT_GELU_TANH);
   const int64_t innerA = p.transA ? p.m : p.k, innerB = p.transB ? p.k : p.n;
   if (!functions || !p.e.inEights(p.n) || !hasWholeChunks<bf16>(p.a, innerA) || !hasWholeChunks<bf16>(p.b, innerB))
     return DIFFIT_OK;

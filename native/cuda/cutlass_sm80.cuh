@@ -63,7 +63,7 @@ struct FinishVisitor {
         for (int i = 0; i < 8; i++) v[i] = sums[i];
         const int64_t at = ((int64_t)z * params->m + line) * params->n + first;
         if (params->partials)
-          Floats{params->partials, DIFFIT_F32}.putEight(at, v);
+          storeEight({params->partials, DIFFIT_F32}, at, v);
         else
           params->e.template eight<GeluTanhKind>(v, at, first);
       }

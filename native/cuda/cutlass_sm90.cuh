@@ -170,8 +170,8 @@ diffit_status cutlassSm90(diffit_context *ctx, const CutlassProblem &c, GemmKern
   const diffit_dtype low = p.a->dtype;
   const bool shared = c.batch > 1 && (c.aStep == 0 || c.bStep == 0); /* a stride of 0 is none that TMA has */
   if (shared || (p.transA && p.transB)) return DIFFIT_OK;
-  const bool alone = !e.bias && !e.pre && !e.residual && e.activation == DIFFIT_NO_ACTIVATION;
-  const bool gated = e.gateInput || e.accumulate;
+  const bool alone = !e.bias && !e.pre.data && !e.residual.data && e.activation == DIFFIT_NO_ACTIVATION;
+  const bool gated = e.gateInput.data || e.accumulate;
   if (p.transA) {
     if (!c.finish.partials && !(alone && !gated && e.y.dtype == DIFFIT_F32)) return DIFFIT_OK;
     return sm90::byTile<T, true, false, End::kPlainF32>(ctx, c, kernel, taken);
@@ -182,13 +182,13 @@ diffit_status cutlassSm90(diffit_context *ctx, const CutlassProblem &c, GemmKern
     return sm90::byTile<T, false, false, End::kPlain>(ctx, c, kernel, taken);
   }
   if (e.activation == DIFFIT_NO_ACTIVATION) {
-    if (e.pre) return DIFFIT_OK;
-    if (!e.residual && e.y.dtype == low) return sm90::byTile<T, false, true, End::kBias>(ctx, c, kernel, taken);
-    if (!e.residual || e.residual.dtype != DIFFIT_F32 || e.y.dtype != DIFFIT_F32) return DIFFIT_OK;
+    if (e.pre.data) return DIFFIT_OK;
+    if (!e.residual.data && e.y.dtype == low) return sm90::byTile<T, false, true, End::kBias>(ctx, c, kernel, taken);
+    if (!e.residual.data || e.residual.dtype != DIFFIT_F32 || e.y.dtype != DIFFIT_F32) return DIFFIT_OK;
     return sm90::byTile<T, false, true, End::kBiasResidual>(ctx, c, kernel, taken);
   }
-  if (e.residual || e.y.dtype != low || (e.pre && e.pre.dtype != low)) return DIFFIT_OK;
-  if (e.pre) return sm90::byTile<T, false, true, End::kBiasGeluPre>(ctx, c, kernel, taken);
+  if (e.residual.data || e.y.dtype != low || (e.pre.data && e.pre.dtype != low)) return DIFFIT_OK;
+  if (e.pre.data) return sm90::byTile<T, false, true, End::kBiasGeluPre>(ctx, c, kernel, taken);
   return sm90::byTile<T, false, true, End::kBiasGelu>(ctx, c, kernel, taken);
 }
 

@@ -279,3 +279,34 @@ t.test('gradients of matmul under autocast', async (t) => {
     });
   }
 });
+
+t.test('gradients through an activation, whose input is kept in the low dtype', async (t) => {
+  const [m, n, k] = [24, 40, 16];
+  const slope = (x: number): number => (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4;
+  for (const low of lows) {
+    await withoutLeaks(t, device, async () => {
+      const [x, w, bias] = [random(1, [m, k], 'f32'), random(2, [n, k], 'f32'), random(3, [n], 'f32')];
+      for (const leaf of [x, w, bias]) leaf.t.requiresGrad = true;
+      const y = autocast(low, () => linear(x.t, w.t, bias.t, { activation: 'geluTanh' }));
+      const g = random(4, [m, n], low);
+      y.backward(g.t);
+      const [lowX, lowW] = [rounded(x.values, low), rounded(w.values, low)];
+      const pre = reference
+        .matmul(lowX, reference.transpose(lowW, n, k), m, k, n)
+        .map((v, i) => v + bias.values[i % n]);
+      const kept = rounded(pre, low);
+      const dpre = rounded(
+        kept.map((v, i) => slope(v) * g.values[i]),
+        low,
+      );
+      const db = new Float64Array(n);
+      for (const [i, v] of dpre.entries()) db[i % n] += v;
+      const dw = reference.matmul(reference.transpose(dpre, m, n), lowX, n, m, k);
+      await assertNear(t, y, pre.map(gelu), rounding[low], `${low}: y`);
+      await assertNear(t, x.t.grad, reference.matmul(dpre, lowW, m, n, k), rounding[low], `${low}: dx`);
+      await assertNear(t, w.t.grad, dw, rounding[low], `${low}: dw`);
+      await assertNear(t, bias.t.grad, db, rounding[low], `${low}: dbias`);
+      for (const leaf of [x, w, bias]) leaf.t.grad?.dispose();
+    });
+  }
+});
