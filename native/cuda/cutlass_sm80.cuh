@@ -48,24 +48,47 @@ struct FinishVisitor {
 
   template <class Coordinates>
   struct Callbacks : cutlass::epilogue::threadblock::EmptyCallbacks {
+    static constexpr int kAcross = cute::size<1>(Coordinates{}), kDown = cute::size<2>(Coordinates{});
+    static constexpr int kSteps = cute::size<3>(Coordinates{});
     Coordinates coordinates; /* (number, column, row, step) of this thread -> (row, column, batch) */
     const Params *params;
+    float residual[2][kDown * kAcross]
+                  [8]; /* of this step and the next, which is on its way while this one is written */
     CUTLASS_DEVICE Callbacks(Coordinates &&c, const Params *p) : coordinates(c), params(p) {}
+
+    /* Of eight numbers: their place in y, or -1 outside. */
+    CUTLASS_DEVICE int64_t placeOf(int step, int row, int column, int *first) const {
+      const auto place = coordinates(cute::_0{}, column, row, step);
+      const int line = cute::get<0>(place);
+      *first = cute::get<1>(place);
+      if (line >= params->m || *first >= params->n) return -1;
+      return ((int64_t)cute::get<2>(place) * params->m + line) * params->n + *first;
+    }
+    CUTLASS_DEVICE void fetch(int step) {
+      if (params->partials || !params->e.residual.data || step >= kSteps) return;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kDown * kAcross; i++) {
+        int first;
+        const int64_t at = placeOf(step, i / kAcross, i % kAcross, &first);
+        if (at >= 0) loadEight(params->e.residual, at, residual[step % 2][i]);
+      }
+    }
+    CUTLASS_DEVICE void begin_epilogue() { fetch(0); }
+    CUTLASS_DEVICE void begin_step(int step) { fetch(step + 1); }
 
     template <class Element, int kCount>
     CUTLASS_DEVICE auto visit(int step, int row, int column, int, const cutlass::Array<Element, kCount> &sums) {
       static_assert(kCount == 8, "a thread holds eight neighbours");
-      const auto place = coordinates(cute::_0{}, column, row, step);
-      const int line = cute::get<0>(place), first = cute::get<1>(place), z = cute::get<2>(place);
-      if (line < params->m && first < params->n) {
+      int first;
+      const int64_t at = placeOf(step, row, column, &first);
+      if (at >= 0) {
         float v[8];
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < 8; i++) v[i] = sums[i];
-        const int64_t at = ((int64_t)z * params->m + line) * params->n + first;
         if (params->partials)
           storeEight({params->partials, DIFFIT_F32}, at, v);
         else
-          params->e.template eight<GeluTanhKind>(v, at, first);
+          params->e.template eight<GeluTanhKind>(v, at, first, residual[step % 2][row * kAcross + column]);
       }
       return sums;
     }

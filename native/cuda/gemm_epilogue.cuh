@@ -61,9 +61,9 @@ struct Epilogue {
     if (accumulate) v += loadOne(y, at);
     storeOne(y, at, v);
   }
-  /* The same for eight neighbours of a row, where inEights() holds. */
+  /* The same for eight neighbours of a row, where inEights() holds; their residual, if there is one, has been read. */
   template <class Functions>
-  __device__ void eight(float (&v)[8], int64_t at, int64_t column) const {
+  __device__ void eight(float (&v)[8], int64_t at, int64_t column, const float (&residual8)[8]) const {
     float other[8];
     if (bias) {
       loadEight({(void *)bias, DIFFIT_F32}, column, other);
@@ -85,9 +85,8 @@ struct Epilogue {
       v[4] *= high.x, v[5] *= high.y, v[6] *= high.z, v[7] *= high.w;
     }
     if (residual.data) {
-      loadEight(residual, at, other);
 #pragma unroll
-      for (int i = 0; i < 8; i++) v[i] += other[i];
+      for (int i = 0; i < 8; i++) v[i] += residual8[i];
     }
     if (accumulate) {
       loadEight(y, at, other);
@@ -95,6 +94,12 @@ struct Epilogue {
       for (int i = 0; i < 8; i++) v[i] += other[i];
     }
     storeEight(y, at, v);
+  }
+  template <class Functions>
+  __device__ void eight(float (&v)[8], int64_t at, int64_t column) const {
+    float residual8[8];
+    if (residual.data) loadEight(residual, at, residual8);
+    eight<Functions>(v, at, column, residual8);
   }
   /* May rows of n numbers be read and written eight at a time? */
   bool inEights(int64_t n) const {

@@ -9,14 +9,11 @@ import { linear, matmul } from '../../lib/ops/linear.js';
 import { autocast, noGrad, scope } from '../../lib/scope.js';
 import { Tensor, tensor } from '../../lib/tensor.js';
 import { withoutLeaks } from '../helpers.js';
-import { assertNear, random, rounded } from './lowp.js';
+import { assertNear, device, random, rounded, rounding } from './lowp.js';
 import * as reference from './reference.js';
 
-const device = 'cuda-emulated';
 t.before(() => setDefaultDevice(device));
 const lows = ['bf16', 'f16'] as const;
-/** Rounding of a result to the dtype, as a norm, with a margin of two; sums in f32 add next to nothing. */
-const rounding: Record<string, number> = { f32: 2e-6, bf16: 2.5e-3, f16: 3.5e-4 };
 
 const gelu = (x: number): number => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
 const siluSlope = (x: number): number => {
