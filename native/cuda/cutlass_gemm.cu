@@ -7,12 +7,20 @@
 namespace diffit {
 namespace {
 
-/* Pieces of k that give the device `tiles` tiles each, equal ones of whole steps; 1: k stays whole. */
+/* The share of the device that `tiles` equal tiles keep busy until the last is done. */
+double busyShare(int64_t tiles, int64_t processors) {
+  return (double)tiles / (double)(ceilDiv(tiles, processors) * processors);
+}
+/* Pieces of a long k, equal ones of whole steps, that keep the device busier by enough to pay for joining them; 1: k stays whole. */
 int64_t equalPieces(int64_t k, int64_t tiles, int64_t processors) {
-  constexpr int64_t kStep = 64;
-  int64_t pieces = imin(kMostPieces, imin(k / kShortestPiece, 2 * processors / tiles));
-  while (pieces > 1 && k % (pieces * kStep) != 0) pieces--;
-  return imax(pieces, 1);
+  constexpr int64_t kStep = 64, kLeast = 2048, kMost = 8;
+  constexpr double kGain = 0.05;
+  int64_t best = 1;
+  for (int64_t pieces = 2; pieces <= imin(kMost, k / kLeast); pieces++)
+    if (k % (pieces * kStep) == 0 &&
+        busyShare(tiles * pieces, processors) > busyShare(tiles * best, processors) + kGain)
+      best = pieces;
+  return best;
 }
 
 bool isRunnable(const diffit_context *ctx, const GemmRule &rule) {
@@ -28,7 +36,8 @@ template <class T>
 diffit_status byRule(diffit_context *ctx, const GemmProblem &p, const GemmRule &rule, bool *taken) {
   const int64_t processors = ctx->about.multiProcessorCount;
   const int64_t tiles = ceilDiv(p.m, rule.rows) * ceilDiv(p.n, rule.columns) * p.batch;
-  const int64_t pieces = p.batch == 1 ? equalPieces(p.k, tiles, processors) : 1;
+  const bool divisible = p.batch == 1 && (rule.major < 9 || p.transA); /* endings of sm_90's are compiled in */
+  const int64_t pieces = divisible ? equalPieces(p.k, tiles, processors) : 1;
   const bool named = isNamed(rule.name);
   if (!named && (double)(tiles * pieces) < rule.leastTiles * (double)processors) return DIFFIT_OK;
   Finish finish = {p.e, nullptr, (int)p.m, (int)p.n, p.batch * p.m * p.n, true};
