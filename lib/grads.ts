@@ -18,7 +18,6 @@ import {
   type UnaryKind,
   unary,
   unaryBackward,
-  unaryKinds,
   where,
 } from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
@@ -159,8 +158,7 @@ export const gradients: Readonly<Record<string, Rule>> = {
       sumTo(transB ? matmulRaw(g, a, { transA: true, transB: transA }) : matmulRaw(a, g, { transA: !transA }), b.shape),
   ],
   linear: (g, { saved: [x, weight, pre], attributes: { activation } }) => {
-    const dpre = activation ? like(x, x.dtype, g.shape) : g;
-    if (activation) native.ops.unary_backward(pre.id, g.id, dpre.id, unaryKinds[activation as Activation]);
+    const dpre = activation ? unaryBackward(activation as Activation, pre, g) : g;
     const operand = once(() => toDType(dpre, x.dtype));
     const [m, n, k] = [numel(g.shape.slice(0, -1)), ...weight.shape];
     return [

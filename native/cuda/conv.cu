@@ -81,7 +81,7 @@ struct WeightDepths {
 /* Images [B, H, W, C] and weights [O, kh, kw, I] that belong together, in sizes that 32 bits hold. */
 diffit_status checkConv(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *w, const diffit_tensor *y,
                         int64_t stride, int64_t padTop, int64_t padLeft) {
-  REQUIRE(isFloat(x->dtype) && isFloat(w->dtype) && isFloat(y->dtype));
+  REQUIRE(isFloat(x) && isFloat(w) && isFloat(y));
   REQUIRE(x->ndim == 4 && w->ndim == 4 && y->ndim == 4);
   REQUIRE(x->shape[0] == y->shape[0]);
   REQUIRE(x->shape[3] == w->shape[3]);
@@ -104,7 +104,7 @@ diffit_status byOperands(diffit_dtype dtype, const Low &low, const Plain &plain)
 
 Epilogue writeTo(diffit_tensor *y) {
   Epilogue e = {};
-  e.y = floatsOf(y);
+  e.y = floats(y);
   e.activation = DIFFIT_NO_ACTIVATION;
   return e;
 }
@@ -118,10 +118,10 @@ diffit_status conv2d_op(diffit_context *ctx, const diffit_tensor *x, const diffi
   REQUIRE(x->dtype == w->dtype);
   const int64_t outputs = w->shape[0], depth = w->shape[1] * w->shape[2] * w->shape[3], pixels = pixelsOf(y);
   REQUIRE(!bias || isVector(bias, outputs));
-  REQUIRE(!residual || (isFloat(residual->dtype) && numel(residual) == numel(y)));
+  REQUIRE(!residual || isFloatVector(residual, numel(y)));
   Epilogue e = writeTo(y);
   e.bias = f32(bias);
-  e.residual = floatsOf(residual);
+  e.residual = floats(residual);
   return byOperands(
       x->dtype,
       [&](auto type) {

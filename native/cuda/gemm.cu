@@ -14,8 +14,6 @@
 namespace diffit {
 namespace {
 
-bool isFloats(const diffit_tensor *t, int64_t n) { return isFloat(t->dtype) && numel(t) == n; }
-
 /* f32 in full: a x b on the ordinary units. */
 diffit_status exactGemm(diffit_context *ctx, const GemmProblem &p) {
   auto run = [&](const auto &a, const auto &b) { return multiply(ctx, a, b, p.e, p.batch, p.m, p.n, p.k); };
@@ -42,25 +40,25 @@ diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const diffit_
                       const diffit_tensor *gateInput, const diffit_tensor *residual, diffit_tensor *y,
                       diffit_tensor *pre, int64_t batch, int64_t m, int64_t n, int64_t k, int64_t transA,
                       int64_t transB, int64_t activation, int64_t gateKind, int64_t accumulate) {
-  REQUIRE(isFloat(a->dtype));
+  REQUIRE(isFloat(a));
   REQUIRE(b->dtype == a->dtype || (a->dtype == DIFFIT_F32 && b->dtype == DIFFIT_BF16 && !transA && transB));
   const int64_t limit = (int64_t)1 << 31;
   REQUIRE(batch >= 0 && m >= 0 && n >= 0 && k >= 0 && batch < limit && m < limit && n < limit && k < limit);
   int64_t size = 0;
   REQUIRE(!__builtin_mul_overflow(m * k, batch, &size) && (numel(a) == size || numel(a) == m * k));
   REQUIRE(!__builtin_mul_overflow(k * n, batch, &size) && (numel(b) == size || numel(b) == k * n));
-  REQUIRE(!__builtin_mul_overflow(m * n, batch, &size) && isFloats(y, size));
+  REQUIRE(!__builtin_mul_overflow(m * n, batch, &size) && isFloatVector(y, size));
   REQUIRE(!bias || isVector(bias, n));
-  REQUIRE(!gateInput || isFloats(gateInput, size));
-  REQUIRE(!residual || isFloats(residual, size));
-  REQUIRE(!pre || isFloats(pre, size));
+  REQUIRE(!gateInput || isFloatVector(gateInput, size));
+  REQUIRE(!residual || isFloatVector(residual, size));
+  REQUIRE(!pre || isFloatVector(pre, size));
   REQUIRE(activation == DIFFIT_NO_ACTIVATION || isActivation(activation));
   REQUIRE(!gateInput || isActivation(gateKind));
   GemmProblem p = {};
   p.a = a;
   p.b = b;
-  p.e = {f32(bias),     floatsOf(gateInput), floatsOf(residual), floatsOf(y),
-         floatsOf(pre), (int)activation,     (int)gateKind,      accumulate != 0};
+  p.e = {f32(bias),   floats(gateInput), floats(residual), floats(y),
+         floats(pre), (int)activation,   (int)gateKind,    accumulate != 0};
   p.aStep = numel(a) == m * k ? 0 : m * k;
   p.bStep = numel(b) == k * n ? 0 : k * n;
   p.transA = transA != 0;

@@ -9,82 +9,41 @@
 #ifndef DIFFIT_CUDA_GEMM_EPILOGUE_CUH
 #define DIFFIT_CUDA_GEMM_EPILOGUE_CUH
 
+#include "floats.cuh"
 #include "mathfun.cuh"
 
 namespace diffit {
 
 inline bool isAligned(const void *pointer, size_t bytes) { return (uintptr_t)pointer % bytes == 0; }
-inline bool isFloat(diffit_dtype dtype) { return dtype == DIFFIT_F32 || dtype == DIFFIT_BF16 || dtype == DIFFIT_F16; }
 
-/* Numbers of one float dtype, known at run time; null where there are none. All threads of a launch take the same branches. */
-struct Floats {
-  void *data;
-  diffit_dtype dtype;
+/* Eight neighbours of any float dtype; `at` is a multiple of eight and the data aligned to 16 bytes. */
+__device__ __forceinline__ void loadEight(const Floats &t, int64_t at, float (&v)[8]) {
+  if (t.dtype != DIFFIT_F32) return load(t, at, v);
+  const float4 low = ((const float4 *)t.data)[at / 4], high = ((const float4 *)t.data)[at / 4 + 1];
+  v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+  v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+__device__ __forceinline__ void storeEight(const Floats &t, int64_t at, const float (&v)[8]) {
+  if (t.dtype != DIFFIT_F32) return store(t, at, v);
+  ((float4 *)t.data)[at / 4] = make_float4(v[0], v[1], v[2], v[3]);
+  ((float4 *)t.data)[at / 4 + 1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+__device__ __forceinline__ void storeOne(const Floats &t, int64_t at, float v) {
+  const float one[1] = {v};
+  store(t, at, one);
+}
 
-  __host__ __device__ explicit operator bool() const { return data != nullptr; }
-  __device__ float get(int64_t at) const {
-    if (dtype == DIFFIT_F32) return ((const float *)data)[at];
-    return dtype == DIFFIT_BF16 ? toFloat(((const bf16 *)data)[at]) : toFloat(((const f16 *)data)[at]);
+/* The functions of an epilogue, four at a time. Of any kind: called, not inlined, for one copy in a kernel is enough. */
+struct AnyKind {
+  __device__ __noinline__ static float4 activate(int kind, float4 v) {
+    return make_float4(unaryForwardOf(kind, v.x), unaryForwardOf(kind, v.y), unaryForwardOf(kind, v.z),
+                       unaryForwardOf(kind, v.w));
   }
-  __device__ void put(int64_t at, float v) const {
-    if (dtype == DIFFIT_F32)
-      ((float *)data)[at] = v;
-    else if (dtype == DIFFIT_BF16)
-      ((bf16 *)data)[at] = fromFloat<bf16>(v);
-    else
-      ((f16 *)data)[at] = fromFloat<f16>(v);
-  }
-  /* Eight neighbours; `at` is a multiple of eight and the data aligned to 16 bytes. */
-  __device__ void getEight(int64_t at, float (&v)[8]) const {
-    if (dtype == DIFFIT_F32) {
-      const float4 low = ((const float4 *)data)[at / 4], high = ((const float4 *)data)[at / 4 + 1];
-      v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-      v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-    } else if (dtype == DIFFIT_BF16) {
-      unpack<bf16>(((const uint4 *)data)[at / 8], v);
-    } else {
-      unpack<f16>(((const uint4 *)data)[at / 8], v);
-    }
-  }
-  __device__ void putEight(int64_t at, const float (&v)[8]) const {
-    if (dtype == DIFFIT_F32) {
-      ((float4 *)data)[at / 4] = make_float4(v[0], v[1], v[2], v[3]);
-      ((float4 *)data)[at / 4 + 1] = make_float4(v[4], v[5], v[6], v[7]);
-    } else if (dtype == DIFFIT_BF16) {
-      ((uint4 *)data)[at / 8] = pack<bf16>(v);
-    } else {
-      ((uint4 *)data)[at / 8] = pack<f16>(v);
-    }
-  }
-
- private:
-  template <class T>
-  __device__ static void unpack(uint4 bits, float (&v)[8]) {
-    struct alignas(16) Eight {
-      T v[8];
-    } eight;
-    memcpy(&eight, &bits, sizeof eight);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = toFloat(eight.v[i]);
-  }
-  template <class T>
-  __device__ static uint4 pack(const float (&v)[8]) {
-    return make_uint4(packPair<T>(v[0], v[1]), packPair<T>(v[2], v[3]), packPair<T>(v[4], v[5]),
-                      packPair<T>(v[6], v[7]));
+  __device__ __noinline__ static float4 slope(int kind, float4 v) {
+    return make_float4(unaryDerivativeOf(kind, v.x), unaryDerivativeOf(kind, v.y), unaryDerivativeOf(kind, v.z),
+                       unaryDerivativeOf(kind, v.w));
   }
 };
-
-inline Floats floatsOf(const diffit_tensor *t) { return t ? Floats{t->data, t->dtype} : Floats{nullptr, DIFFIT_F32}; }
-
-/* Called, not inlined: one copy of all kinds is enough for a kernel. */
-__device__ __noinline__ inline float4 activateFour(int kind, float4 v) {
-  return make_float4(unaryForwardOf(kind, v.x), unaryForwardOf(kind, v.y), unaryForwardOf(kind, v.z),
-                     unaryForwardOf(kind, v.w));
-}
-__device__ __noinline__ inline float4 slopeOfFour(int kind, float4 v) {
-  return make_float4(unaryDerivativeOf(kind, v.x), unaryDerivativeOf(kind, v.y), unaryDerivativeOf(kind, v.z),
-                     unaryDerivativeOf(kind, v.w));
-}
 
 struct Epilogue {
   const float *bias;
@@ -95,46 +54,52 @@ struct Epilogue {
   /* Writes element `at` of y, which lies in column `column`. */
   __device__ void one(float v, int64_t at, int64_t column) const {
     if (bias) v += bias[column];
-    if (pre) pre.put(at, v);
-    if (activation != DIFFIT_NO_ACTIVATION) v = activateFour(activation, make_float4(v, 0, 0, 0)).x;
-    if (gateInput) v *= slopeOfFour(gateKind, make_float4(gateInput.get(at), 0, 0, 0)).x;
-    if (residual) v += residual.get(at);
-    if (accumulate) v += y.get(at);
-    y.put(at, v);
+    if (pre.data) storeOne(pre, at, v);
+    if (activation != DIFFIT_NO_ACTIVATION) v = AnyKind::activate(activation, make_float4(v, 0, 0, 0)).x;
+    if (gateInput.data) v *= AnyKind::slope(gateKind, make_float4(loadOne(gateInput, at), 0, 0, 0)).x;
+    if (residual.data) v += loadOne(residual, at);
+    if (accumulate) v += loadOne(y, at);
+    storeOne(y, at, v);
   }
-  /* The same for eight neighbours of a row, where inEights() holds. */
-  __device__ void eight(float (&v)[8], int64_t at, int64_t column) const {
+  /* The same for eight neighbours of a row, where inEights() holds; their residual, if there is one, has been read. */
+  template <class Functions>
+  __device__ void eight(float (&v)[8], int64_t at, int64_t column, const float (&residual8)[8]) const {
     float other[8];
     if (bias) {
-      Floats{(void *)bias, DIFFIT_F32}.getEight(column, other);
+      loadEight({(void *)bias, DIFFIT_F32}, column, other);
 #pragma unroll
       for (int i = 0; i < 8; i++) v[i] += other[i];
     }
-    if (pre) pre.putEight(at, v);
+    if (pre.data) storeEight(pre, at, v);
     if (activation != DIFFIT_NO_ACTIVATION) {
-      const float4 low = activateFour(activation, make_float4(v[0], v[1], v[2], v[3]));
-      const float4 high = activateFour(activation, make_float4(v[4], v[5], v[6], v[7]));
+      const float4 low = Functions::activate(activation, make_float4(v[0], v[1], v[2], v[3]));
+      const float4 high = Functions::activate(activation, make_float4(v[4], v[5], v[6], v[7]));
       v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
       v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
     }
-    if (gateInput) {
-      gateInput.getEight(at, other);
-      const float4 low = slopeOfFour(gateKind, make_float4(other[0], other[1], other[2], other[3]));
-      const float4 high = slopeOfFour(gateKind, make_float4(other[4], other[5], other[6], other[7]));
+    if (gateInput.data) {
+      loadEight(gateInput, at, other);
+      const float4 low = Functions::slope(gateKind, make_float4(other[0], other[1], other[2], other[3]));
+      const float4 high = Functions::slope(gateKind, make_float4(other[4], other[5], other[6], other[7]));
       v[0] *= low.x, v[1] *= low.y, v[2] *= low.z, v[3] *= low.w;
       v[4] *= high.x, v[5] *= high.y, v[6] *= high.z, v[7] *= high.w;
     }
-    if (residual) {
-      residual.getEight(at, other);
+    if (residual.data) {
 #pragma unroll
-      for (int i = 0; i < 8; i++) v[i] += other[i];
+      for (int i = 0; i < 8; i++) v[i] += residual8[i];
     }
     if (accumulate) {
-      y.getEight(at, other);
+      loadEight(y, at, other);
 #pragma unroll
       for (int i = 0; i < 8; i++) v[i] += other[i];
     }
-    y.putEight(at, v);
+    storeEight(y, at, v);
+  }
+  template <class Functions>
+  __device__ void eight(float (&v)[8], int64_t at, int64_t column) const {
+    float residual8[8];
+    if (residual.data) loadEight(residual, at, residual8);
+    eight<Functions>(v, at, column, residual8);
   }
   /* May rows of n numbers be read and written eight at a time? */
   bool inEights(int64_t n) const {
@@ -166,9 +131,9 @@ struct Finish {
         const float4 low = ((const float4 *)from)[0], high = ((const float4 *)from)[1];
         float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         if (partial)
-          Floats{partial, DIFFIT_F32}.putEight(at, v);
+          storeEight({partial, DIFFIT_F32}, at, v);
         else
-          e.eight(v, at, column);
+          e.eight<AnyKind>(v, at, column);
       } else {
 #pragma unroll 1
         for (int j = 0; j < 8 && column + j < n; j++) {
@@ -202,11 +167,11 @@ inline diffit_status joinPartials(diffit_context *ctx, const Finish &finish, int
     return forEach(ctx, size / 8, [=] __device__(int64_t i) {
       float sums[8] = {}, part[8];
       for (int64_t p = 0; p < pieces; p++) {
-        Floats{(void *)(partials + p * size), DIFFIT_F32}.getEight(i * 8, part);
+        loadEight({(void *)(partials + p * size), DIFFIT_F32}, i * 8, part);
 #pragma unroll
         for (int j = 0; j < 8; j++) sums[j] += part[j];
       }
-      e.eight(sums, i * 8, i * 8 % n);
+      e.eight<AnyKind>(sums, i * 8, i * 8 % n);
     });
   return forEach(ctx, size, [=] __device__(int64_t i) {
     float sum = 0;

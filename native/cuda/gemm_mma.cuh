@@ -17,6 +17,7 @@
 #define DIFFIT_CUDA_GEMM_MMA_CUH
 
 #include "gemm_problem.cuh"
+#include "gemm_tuning.cuh"
 
 namespace diffit {
 
@@ -235,9 +236,8 @@ diffit_status multiplyMma(diffit_context *ctx, const LoadA &a, const LoadB &b, b
                           int64_t batch, int64_t m, int64_t n, int64_t k) {
   if (batch == 0 || m == 0 || n == 0) return DIFFIT_OK;
   if (!whole) return launchMma<T, 64, false>(ctx, a, b, e, batch, m, n, k);
-  const bool large = ceilDiv(m, 128) * ceilDiv(n, 128) * batch >= ctx->about.multiProcessorCount && m > 64 && n > 64;
-  return large ? launchMma<T, 128, true>(ctx, a, b, e, batch, m, n, k)
-               : launchMma<T, 64, true>(ctx, a, b, e, batch, m, n, k);
+  return takesLargeTile(ctx, batch, m, n) ? launchMma<T, 128, true>(ctx, a, b, e, batch, m, n, k)
+                                          : launchMma<T, 64, true>(ctx, a, b, e, batch, m, n, k);
 }
 
 /* ---- loaders of matrices ------------------------------------------------------------------------------------- */

@@ -8,13 +8,10 @@ import { conv2d } from '../../lib/ops/conv.js';
 import { autocast, scope } from '../../lib/scope.js';
 import { Tensor, tensor } from '../../lib/tensor.js';
 import { withoutLeaks } from '../helpers.js';
-import { assertNear, random, rounded } from './lowp.js';
+import { assertNear, device, random, rounded, rounding } from './lowp.js';
 import * as reference from './reference.js';
 
-const device = 'cuda-emulated';
 t.before(() => setDefaultDevice(device));
-/** Rounding of a result to the dtype, as a norm, with a margin of two; sums in f32 add next to nothing. */
-const rounding: Record<string, number> = { f32: 2e-6, bf16: 2.5e-3, f16: 3.5e-4 };
 
 // Chunks of eight channels and not, 1x1, strides, windows that reach far outside, both tiles, pieces of k.
 const shapes: (reference.ConvSizes & { type?: DType })[] = [

@@ -9,14 +9,11 @@ import { linear, matmul } from '../../lib/ops/linear.js';
 import { autocast, noGrad, scope } from '../../lib/scope.js';
 import { Tensor, tensor } from '../../lib/tensor.js';
 import { withoutLeaks } from '../helpers.js';
-import { assertNear, random, rounded } from './lowp.js';
+import { assertNear, device, random, rounded, rounding } from './lowp.js';
 import * as reference from './reference.js';
 
-const device = 'cuda-emulated';
 t.before(() => setDefaultDevice(device));
 const lows = ['bf16', 'f16'] as const;
-/** Rounding of a result to the dtype, as a norm, with a margin of two; sums in f32 add next to nothing. */
-const rounding: Record<string, number> = { f32: 2e-6, bf16: 2.5e-3, f16: 3.5e-4 };
 
 const gelu = (x: number): number => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
 const siluSlope = (x: number): number => {
@@ -276,6 +273,37 @@ t.test('gradients of matmul under autocast', async (t) => {
       await assertNear(t, a.t.grad, transA ? reference.transpose(da, m, k) : da, rounding.bf16, `${how}: da`);
       await assertNear(t, b.t.grad, transB ? reference.transpose(db, k, n) : db, rounding.bf16, `${how}: db`);
       for (const leaf of [a, b]) leaf.t.grad?.dispose();
+    });
+  }
+});
+
+t.test('gradients through an activation, whose input is kept in the low dtype', async (t) => {
+  const [m, n, k] = [24, 40, 16];
+  const slope = (x: number): number => (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4;
+  for (const low of lows) {
+    await withoutLeaks(t, device, async () => {
+      const [x, w, bias] = [random(1, [m, k], 'f32'), random(2, [n, k], 'f32'), random(3, [n], 'f32')];
+      for (const leaf of [x, w, bias]) leaf.t.requiresGrad = true;
+      const y = autocast(low, () => linear(x.t, w.t, bias.t, { activation: 'geluTanh' }));
+      const g = random(4, [m, n], low);
+      y.backward(g.t);
+      const [lowX, lowW] = [rounded(x.values, low), rounded(w.values, low)];
+      const pre = reference
+        .matmul(lowX, reference.transpose(lowW, n, k), m, k, n)
+        .map((v, i) => v + bias.values[i % n]);
+      const kept = rounded(pre, low);
+      const dpre = rounded(
+        kept.map((v, i) => slope(v) * g.values[i]),
+        low,
+      );
+      const db = new Float64Array(n);
+      for (const [i, v] of dpre.entries()) db[i % n] += v;
+      const dw = reference.matmul(reference.transpose(dpre, m, n), lowX, n, m, k);
+      await assertNear(t, y, pre.map(gelu), rounding[low], `${low}: y`);
+      await assertNear(t, x.t.grad, reference.matmul(dpre, lowW, m, n, k), rounding[low], `${low}: dx`);
+      await assertNear(t, w.t.grad, dw, rounding[low], `${low}: dw`);
+      await assertNear(t, bias.t.grad, db, rounding[low], `${low}: dbias`);
+      for (const leaf of [x, w, bias]) leaf.t.grad?.dispose();
     });
   }
 });

@@ -2,7 +2,20 @@
 import type { Test } from 'tap';
 import type { DType } from '../../lib/dtype.js';
 import { type Tensor, tensor } from '../../lib/tensor.js';
-import { numbers } from '../helpers.js';
+import { numbers, testDevices } from '../helpers.js';
+
+/** The device whose tensor cores are tested: a GPU where DIFFIT_TEST_DEVICES names one, else the emulator. */
+export const device = testDevices().find((name) => name.startsWith('cuda')) ?? 'cuda-emulated';
+
+/**
+ * Errors of a result of each dtype in the Euclidean norm: its rounding with a margin of two, and for f32 that of sums. Tensor
+ * cores keep fewer bits than f32 while they add, which shows in f32 results; the emulator adds in f32.
+ */
+export const rounding: Record<string, number> = {
+  f32: device === 'cuda-emulated' ? 2e-6 : 1e-4,
+  bf16: 2.5e-3,
+  f16: 3.5e-4,
+};
 
 /** The nearest number with `bits` bits of mantissa (ties to even) and exponents from `least` on. */
 function nearest(v: number, bits: number, least: number): number {

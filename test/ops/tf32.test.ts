@@ -7,10 +7,10 @@ import { setDefaultDevice } from '../../lib/device.js';
 import { conv2d } from '../../lib/ops/conv.js';
 import { matmul } from '../../lib/ops/linear.js';
 import { scope } from '../../lib/scope.js';
-import { assertNear, normError, random } from './lowp.js';
+import { assertNear, device, normError, random, rounding } from './lowp.js';
 import * as reference from './reference.js';
 
-t.before(() => setDefaultDevice('cuda-emulated'));
+t.before(() => setDefaultDevice(device));
 /** Rounded to the nearest 10 bits of mantissa, ties away from zero, as cvt.rna does it. */
 function tf32(values: Float64Array): Float64Array {
   const bits = new Uint32Array(Float32Array.from(values).buffer).map((v) => ((v + 0x1000) & 0xffffe000) >>> 0);
@@ -42,7 +42,7 @@ t.test('matmul in all transpositions, fast and number by number', async (t) => {
         );
         const y = matmul(a.t, b.t, { transA, transB });
         const name = `${m} x ${n} x ${k}${transA ? ' a^T' : ''}${transB ? ' b^T' : ''}`;
-        await assertNear(t, y, expected, 2e-6, name);
+        await assertNear(t, y, expected, rounding.f32, name);
       });
     }
   }
@@ -69,9 +69,9 @@ t.test('convolution and its gradients', async (t) => {
       const g = random(3, [...y.shape], 'f32');
       y.backward(g.t);
       const expected = reference.conv2d(tf32(x.values), tf32(w.values), s, tf32(g.values));
-      await assertNear(t, y, expected.y, 2e-6, 'y');
-      await assertNear(t, x.t.grad, expected.dx, 2e-6, 'dx');
-      await assertNear(t, w.t.grad, expected.dw, 2e-6, 'dw');
+      await assertNear(t, y, expected.y, rounding.f32, 'y');
+      await assertNear(t, x.t.grad, expected.dx, rounding.f32, 'dx');
+      await assertNear(t, w.t.grad, expected.dw, rounding.f32, 'dw');
       for (const leaf of [x, w]) leaf.t.grad?.dispose();
     });
   }
