@@ -6,8 +6,10 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import '../autograd.js';
 import { type DeviceName, defaultDevice, devices, setDefaultDevice, synchronize, trimMemory } from '../device.js';
-import { OutOfMemoryError } from '../errors.js';
+import { OptionError, OutOfMemoryError } from '../errors.js';
+import { saveSafetensors } from '../io/index.js';
 import { scope } from '../scope.js';
+import type { Tensor } from '../tensor.js';
 import { type DeviceTimer, type Effort, efforts, hostTimer, measure } from './measure.js';
 import { networks, timeSteps } from './networks.js';
 import { bytesOf, operations, type Preparation, type Prepared } from './operations.js';
@@ -24,7 +26,8 @@ export interface BenchOptions {
   only?: string;
   /** Seconds after which no further spec is started. */
   limit?: number;
-  onResult?: (result: Result, done: number, total: number) => void;
+  /** Called after each, with the report so far: what is lost when a later one takes the process down is only that one. */
+  onResult?: (report: Report, total: number) => void;
 }
 
 const preparations: Partial<Record<Group, Preparation>> = { ...operations, ...networks };
@@ -33,7 +36,7 @@ const [rotation, maxSets] = [2 ** 28, 8];
 
 /** The specs of a run; touches no device. */
 export function listSpecs({ group, device, dtype, quick, only }: BenchOptions): Spec[] {
-  return specsOf(group, scaleOf(device, quick), dtype).filter(({ id }) => only === undefined || id.includes(only));
+  return specsOf(group, scaleOf(device, quick), dtype).filter(named(only));
 }
 
 export async function runGroup(options: BenchOptions): Promise<Report> {
@@ -48,26 +51,55 @@ export async function runGroup(options: BenchOptions): Promise<Report> {
     const ceilings = await measureCeilings(specsOf('copy', scaleOf(device, quick), dtype), context);
     const specs = listSpecs(options);
     const results: Result[] = [];
-    for (const spec of specs) {
-      const late = performance.now() - started > 1000 * limit;
-      const outcome = late ? { error: `Not measured: the limit of ${limit} s had passed.` } : await time(spec, context);
-      const result = { ...spec, implementation: 'diffit', dtype, ...outcome };
-      results.push(result);
-      onResult?.(result, results.length, specs.length);
-    }
-    return {
+    const head = {
       schema: 1,
       group,
       ...environment(device),
       quick: scaleOf(device, quick) === 'quick',
       dtype,
-      ceilings,
-      results,
-    };
+    } as const;
+    const report: Report = { ...head, ceilings, results };
+    for (const spec of specs) {
+      const late = performance.now() - started > 1000 * limit;
+      const outcome = late ? { error: `Not measured: the limit of ${limit} s had passed.` } : await time(spec, context);
+      results.push({ ...spec, implementation: 'diffit', dtype, ...outcome });
+      onResult?.(report, specs.length);
+    }
+    return report;
   } finally {
     setDefaultDevice(before);
   }
 }
+
+/**
+ * Runs each spec of a group of operations once on random inputs (two images, at full size otherwise) and writes inputs
+ * and results as ID/NAME to a safetensors file, for an independent check of the arithmetic.
+ */
+export async function saveOutputs(options: BenchOptions, path: string): Promise<Spec[]> {
+  const { group, device, dtype, quick, only } = options;
+  const specs = specsOf(group, scaleOf(device, quick) === 'quick' ? 'quick' : 'check', dtype).filter(named(only));
+  if (!(group in operations) || specs.length === 0) {
+    throw new OptionError(
+      `"${group}"${only === undefined ? '' : ` with --only ${only}`} has no single operations to save.`,
+    );
+  }
+  await scope(async () => {
+    const saved: Record<string, Tensor> = {};
+    for (const spec of specs) {
+      const { run, tensors } = (preparations[group] as Preparation)(spec, { device, dtype, seed: 1 });
+      run();
+      await synchronize(device);
+      for (const [name, tensor] of Object.entries(tensors)) saved[`${spec.id}/${name}`] = tensor;
+    }
+    await saveSafetensors(path, saved, { dtype, specs: JSON.stringify(specs) });
+  });
+  return specs;
+}
+
+const named =
+  (only: string | undefined) =>
+  ({ id }: Spec): boolean =>
+    only === undefined || id.includes(only);
 
 function scaleOf(device: DeviceName, quick = false): Scale {
   if (quick || device === 'cuda-emulated') return 'quick';

@@ -1,12 +1,13 @@
 /**
  * What is timed, at which sizes, with the least bytes and operations it takes. "full" is for a GPU (the shapes of XL/2:
- * 16 heads of 72, and of the cifar10 network), "cpu" the same with fewer images, "quick" as small as the code allows.
+ * 16 heads of 72, and of the cifar10 network), "cpu" the same with fewer images, "quick" as small as the code allows;
+ * "check" has the full sizes of single operations with two images, to be computed once and compared.
  * The most telling come first: a run with a time limit stops somewhere.
  */
 import { type LatentTransformerConfig, preset } from '../models/index.js';
 import type { Group, Precision, Spec } from './report.js';
 
-export type Scale = 'full' | 'cpu' | 'quick';
+export type Scale = 'full' | 'cpu' | 'quick' | 'check';
 
 const itemBytes = (dtype: Precision): number => (dtype === 'f32' ? 4 : 2);
 
@@ -23,7 +24,7 @@ const xlHeads = { heads: 16, dim: 72 };
 const grid = (side: number, batch: number): Attention => ({ side, window: side, batch, ...xlHeads });
 const windows = (side: number, window: number, batch: number): Attention => ({ side, window, batch, ...xlHeads });
 
-const attentions: Record<Scale, Attention[]> = {
+const attentions: Record<Exclude<Scale, 'check'>, Attention[]> = {
   full: [
     grid(32, 8),
     grid(16, 32),
@@ -43,9 +44,15 @@ const attentions: Record<Scale, Attention[]> = {
   ],
 };
 
+function attentionsOf(scale: Scale): Attention[] {
+  if (scale !== 'check') return attentions[scale];
+  const two = attentions.full.map((sizes) => JSON.stringify({ ...sizes, batch: 2 }));
+  return [...new Set(two)].map((sizes) => JSON.parse(sizes));
+}
+
 /** Per token q, k, v of 3C in and C out, per pair of tokens in a window 2C + 2C operations; backward five products for two. */
 function attentionSpecs(scale: Scale, dtype: Precision): Spec[] {
-  return attentions[scale].flatMap(({ side, window, batch, heads, dim }) =>
+  return attentionsOf(scale).flatMap(({ side, window, batch, heads, dim }) =>
     (['forward', 'backward'] as const).map((pass) => {
       const [tokens, channels] = [batch * side * side, heads * dim];
       const backward = pass === 'backward';
@@ -77,7 +84,7 @@ interface Product {
 }
 
 function products(scale: Scale): Product[] {
-  const m = { full: 32 * 256, cpu: 2 * 256, quick: 32 }[scale];
+  const m = { full: 32 * 256, cpu: 2 * 256, check: 2 * 256, quick: 32 }[scale];
   const layers =
     scale === 'quick'
       ? [[64, 48]]
@@ -127,7 +134,10 @@ function gemmSpecs(scale: Scale, dtype: Precision): Spec[] {
 }
 
 /** [input side, channels in, out, kernel, stride]: layers of the cifar10 network. */
-const convolutions: Record<Scale, { batch: number; layers: [number, number, number, number, number][] }> = {
+const convolutions: Record<
+  Exclude<Scale, 'check'>,
+  { batch: number; layers: [number, number, number, number, number][] }
+> = {
   full: {
     batch: 64,
     layers: [
@@ -159,7 +169,7 @@ const convolutions: Record<Scale, { batch: number; layers: [number, number, numb
 };
 
 function convSpecs(scale: Scale, dtype: Precision): Spec[] {
-  const { batch, layers } = convolutions[scale];
+  const { batch, layers } = scale === 'check' ? { ...convolutions.full, batch: 2 } : convolutions[scale];
   return layers.flatMap(([side, inputs, outputs, kernel, stride]) =>
     (['forward', 'dgrad', 'wgrad'] as const).map((pass) => {
       const out = Math.ceil(side / stride);
@@ -194,6 +204,7 @@ function blockSpecs(scale: Scale, dtype: Precision): Spec[] {
       [16, 384, 6, 4],
     ],
     quick: [[4, 64, 2, 1]],
+    check: [],
   }[scale];
   return sizes.flatMap(([side, dim, heads, batch]) =>
     (['forward', 'train'] as const).map((pass) => {
@@ -247,7 +258,7 @@ function networkSpec(group: Group, name: string, batch: number, pass: string, pa
   };
 }
 
-const networks: Record<'model' | 'sampler' | 'train', Record<Scale, [name: string, batch: number][]>> = {
+const networks: Record<'model' | 'sampler' | 'train', Partial<Record<Scale, [name: string, batch: number][]>>> = {
   model: {
     full: [
       ['imagenet256', 32],
@@ -288,7 +299,7 @@ const networks: Record<'model' | 'sampler' | 'train', Record<Scale, [name: strin
 };
 
 function samplerSpecs(scale: Scale): Spec[] {
-  return networks.sampler[scale].flatMap(([name, batch]) => {
+  return (networks.sampler[scale] ?? []).flatMap(([name, batch]) => {
     const ddpm = network(name).kind === 'LatentDiffiT';
     const step = networkSpec('sampler', name, batch, ddpm ? 'guided ddpm step' : 'edm step', 2);
     // The same loop around a network that costs nothing: what the sampler itself takes.
@@ -297,8 +308,9 @@ function samplerSpecs(scale: Scale): Spec[] {
 }
 
 function copySpecs(scale: Scale, dtype: Precision): Spec[] {
-  const bytes = { full: 2 ** 30, cpu: 2 ** 27, quick: 2 ** 16 }[scale];
-  const n = { full: 8192, cpu: 1536, quick: 48 }[scale];
+  const bytes = { full: 2 ** 30, cpu: 2 ** 27, quick: 2 ** 16, check: 0 }[scale];
+  const n = { full: 8192, cpu: 1536, quick: 48, check: 0 }[scale];
+  if (scale === 'check') return [];
   return [
     {
       id: `copy/${bytes}`,
@@ -336,8 +348,8 @@ export function specsOf(group: Group, scale: Scale, dtype: Precision): Spec[] {
     case 'sampler':
       return samplerSpecs(scale);
     case 'model':
-      return networks.model[scale].map(([name, batch]) => networkSpec('model', name, batch, 'forward', 1));
+      return (networks.model[scale] ?? []).map(([name, batch]) => networkSpec('model', name, batch, 'forward', 1));
     case 'train':
-      return networks.train[scale].map(([name, batch]) => networkSpec('train', name, batch, 'step', 3));
+      return (networks.train[scale] ?? []).map(([name, batch]) => networkSpec('train', name, batch, 'step', 3));
   }
 }

@@ -1,7 +1,7 @@
 /** `diffit bench`: times operations, blocks, models, sampling and training on a device, beside what the device can do at all. */
-import { writeFile } from 'node:fs/promises';
+import { writeFileSync } from 'node:fs';
 import { type Group, groups, type Precision, type Report, type Result, roofline } from '../bench/report.js';
-import { type BenchOptions, listSpecs, runGroup } from '../bench/run.js';
+import { type BenchOptions, listSpecs, runGroup, saveOutputs } from '../bench/run.js';
 import { deviceId } from '../device.js';
 import { OptionError, unknownName } from '../errors.js';
 import { toFileError } from '../io/files.js';
@@ -16,12 +16,13 @@ export interface BenchCommandOptions {
   only?: string;
   limit?: number;
   list?: boolean;
+  save?: string;
   out?: string;
 }
 
 export async function bench(name: string, options: BenchCommandOptions, terminal: Terminal): Promise<number> {
   if (!(groups as readonly string[]).includes(name)) throw unknownName('benchmark', name, groups);
-  const { device, dtype, quick, only, limit, list, out } = options;
+  const { device, dtype, quick, only, limit, list, save, out } = options;
   const asked: BenchOptions = { group: name as Group, device, dtype, quick, only, limit };
   const specs = listSpecs(asked);
   if (specs.length === 0) throw new OptionError(`--only ${only}: no benchmark of "${name}" has this in its name.`);
@@ -30,23 +31,32 @@ export async function bench(name: string, options: BenchCommandOptions, terminal
     for (const { id } of specs) terminal.print(id);
     return 0;
   }
-  if (out) await ensureWritableFile(out);
+  for (const file of [save, out]) if (file) await ensureWritableFile(file);
   deviceId(device); // before the progress: a missing device is said in one line
+  if (save) {
+    const saved = await saveOutputs(asked, save);
+    terminal.data({ file: save, specs: saved.map(({ id }) => id) });
+    terminal.print(`${save}: inputs and results of ${saved.length} benchmarks`);
+    return 0;
+  }
   const progress = await terminal.progress(`Timing ${name}`, specs.length);
-  let report: Report;
-  try {
-    report = await runGroup({ ...asked, onResult: ({ id }, done) => progress.update(done, id) });
-  } finally {
-    progress.stop();
-  }
-  if (out) {
-    await writeFile(out, `${JSON.stringify(report, null, 2)}\n`).catch((error) => {
-      throw toFileError(error, out, 'written');
-    });
-  }
+  const onResult = (soFar: Report): void => {
+    const { results } = soFar;
+    progress.update(results.length, results.at(-1)?.id);
+    if (out) writeReport(out, soFar);
+  };
+  const report = await runGroup({ ...asked, onResult }).finally(() => progress.stop());
   terminal.data(report);
   for (const line of table(report)) terminal.print(line);
   return report.results.some(({ ms }) => ms) ? 0 : 1;
+}
+
+function writeReport(path: string, report: Report): void {
+  try {
+    writeFileSync(path, `${JSON.stringify(report, null, 2)}\n`);
+  } catch (error) {
+    throw toFileError(error, path, 'written');
+  }
 }
 
 /** The report for people. */

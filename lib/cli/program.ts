@@ -170,6 +170,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--only <text>', 'only benchmarks with this in their name')
     .option('--limit <seconds>', 'start no further benchmark after so many seconds', integer(1))
     .option('--list', 'print what would be timed, with sizes, and time nothing')
+    .option('--save <file>', 'time nothing; write inputs and results to a safetensors file, to be checked elsewhere')
     .option('--out <file>', 'write the JSON report to a file too');
 
   return program;
