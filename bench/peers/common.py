@@ -100,6 +100,7 @@ class Report:
 
     def __init__(self, group, dtype, device, quick, path, limit):
         self.path, self.limit, self.started = path, limit, time.monotonic()
+        self.wants = lambda implementation: True
         versions = {'torch': torch.__version__, 'python': platform.python_version()}
         info = {'name': device, 'available': True}
         if device.startswith('cuda'):
@@ -119,7 +120,9 @@ class Report:
                      'versions': versions, 'device': info, 'quick': quick, 'dtype': dtype, 'ceilings': None, 'results': []}
 
     def add(self, spec, implementation, work):
-        """Times `work()` -> timing; a failure becomes the result's sentence."""
+        """Times `work()` -> timing, if the implementation is wanted; a failure becomes the result's sentence."""
+        if not self.wants(implementation):
+            return
         result = {**spec, 'implementation': implementation, 'dtype': self.body['dtype']}
         if time.monotonic() - self.started > self.limit:
             result['error'] = f'Not measured: the limit of {self.limit:g} s had passed.'

@@ -29,6 +29,9 @@ def main():
     parser.add_argument('--quick', action='store_true', help='few samples: does it all run?')
     parser.add_argument('--limit', type=float, default=float('inf'), help='seconds after which nothing further is started')
     parser.add_argument('--max-autotune', action='store_true', help="also torch.compile's slowest mode")
+    parser.add_argument('--only', action='append', default=[], help='only specs with this in their id; may be given again')
+    parser.add_argument('--implementations', help='only the ways whose name begins with this')
+    parser.add_argument('--except', dest='left_out', help='without the ways whose name begins with this')
     parser.add_argument('--out', help='file of the JSON report')
     options = parser.parse_args()
     if options.device.startswith('cuda') and not torch.cuda.is_available():
@@ -41,8 +44,12 @@ def main():
     torch.set_default_device(options.device)  # the twins make their tables without naming one
     timer = Timer(options.device, options.quick)
     report = Report(asked['group'], options.dtype, options.device, options.quick, options.out, options.limit)
+    report.wants = lambda name: name.startswith(options.implementations or '') and not (
+        options.left_out and name.startswith(options.left_out))
     more = {'max_autotune': options.max_autotune} if GROUPS[asked['group']].__module__ == 'networks' else {}
     for spec in asked['specs']:
+        if options.only and not any(text in spec['id'] for text in options.only):
+            continue
         GROUPS[asked['group']](report, timer, spec, options.device, options.dtype, options.quick, **more)
     if not any('ms' in result for result in report.body['results']):
         sys.exit(1)
