@@ -19,10 +19,12 @@ for program in /bin/* /usr/bin/* /usr/local/bin/*; do
 done
 if command -v python3 > /dev/null; then ln -sf "$(python3 -c 'import sys; print(sys.executable)')" "$folder/bin/python3"; fi
 
+# Without a network too, where a user may make a namespace.
+network=()
+unshare -rn true 2> /dev/null && network=(unshare -rn)
 run() {
   echo "==> bench/gpu.sh $*"
-  (cd "$folder/tree" && env -u OUT PATH="$folder/bin" unshare -rn true 2> /dev/null && net="unshare -rn" || net=
-    cd "$folder/tree" && env -u OUT PATH="$folder/bin" $net bench/gpu.sh "$@")
+  (cd "$folder/tree" && env -u OUT PATH="$folder/bin" "${network[@]}" bench/gpu.sh "$@")
 }
 run all --quick --device cpu --out "$folder/cpu"
 [[ -x $folder/tree/out/node ]] || { echo "the bundle has no Node"; exit 1; }
