@@ -39,7 +39,7 @@ mkdir -p "$out" "$work/results"
 logs=$work/results
 steps=$logs/steps.tsv
 printf 'step\tresult\tseconds\n' > "$steps"
-export DIFFIT_TEST_DEVICES=$device
+export DIFFIT_TEST_DEVICES=$device TAP_TIMEOUT=240
 
 left() { echo $((seconds - (SECONDS - started))); }
 

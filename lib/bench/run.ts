@@ -77,7 +77,7 @@ export async function runGroup(options: BenchOptions): Promise<Report> {
  */
 export async function saveOutputs(options: BenchOptions, path: string): Promise<Spec[]> {
   const { group, device, dtype, quick, only } = options;
-  const specs = specsOf(group, scaleOf(device, quick) === 'quick' ? 'quick' : 'check', dtype).filter(named(only));
+  const specs = specsOf(group, quick ? 'quick' : 'check', dtype).filter(named(only));
   if (!(group in operations) || specs.length === 0) {
     throw new OptionError(
       `"${group}"${only === undefined ? '' : ` with --only ${only}`} has no single operations to save.`,

@@ -7,7 +7,8 @@ import { groups, type Report, roofline } from '../../lib/bench/report.js';
 import { runGroup } from '../../lib/bench/run.js';
 import { specsOf } from '../../lib/bench/specs.js';
 import { run } from '../../lib/cli/program.js';
-import { forEachDevice, withoutLeaks } from '../helpers.js';
+import * as io from '../../lib/io/index.js';
+import { assertClose, forEachDevice, withoutLeaks } from '../helpers.js';
 import { temporaryFolder } from '../train/fixtures.js';
 
 async function diffit(...argv: string[]): Promise<{ code: number; out: string; err: string }> {
@@ -58,6 +59,28 @@ t.test('a table for people, a file for machines, a choice', async (t) => {
   const listed = JSON.parse((await diffit('bench', 'attention', '--list', '--device', 'cuda', '--json')).out);
   t.match(listed, { group: 'attention', device: 'cuda', specs: Array });
   t.match(listed.specs[0], { id: 'attention/32x32/b8h16d72/forward', sizes: { side: 32, heads: 16, dim: 72 } });
+});
+
+t.test('inputs and results for a check elsewhere', async (t) => {
+  const file = join(temporaryFolder(t), 'gemm.safetensors');
+  const { code, out } = await diffit('bench', 'gemm', '--quick', '--only', '/nn', '--save', file, '--json');
+  t.equal(code, 0);
+  t.same(JSON.parse(out), { file, specs: ['gemm/m32n48k64/nn'] });
+  const { tensors, metadata } = await io.loadSafetensors(file);
+  t.match(metadata, { dtype: 'f32' });
+  t.match(JSON.parse(metadata.specs), [{ sizes: { m: 32, n: 48, k: 64, layout: 'nn' } }]);
+  const [a, b, y] = await Promise.all(['a', 'b', 'y'].map((name) => tensors[`gemm/m32n48k64/nn/${name}`].data()));
+  const expected = Float64Array.from(y, (_, at) => {
+    const [row, column] = [Math.floor(at / 48), at % 48];
+    return Array.from({ length: 64 }, (_, k) => Number(a[row * 64 + k]) * Number(b[k * 48 + column])).reduce(
+      (p, q) => p + q,
+    );
+  });
+  assertClose(t, Array.from(y, Number), expected, 1e-6, 'y = a b');
+  t.match(await diffit('bench', 'model', '--quick', '--save', file), {
+    code: 2,
+    err: /"model" has no single operations/,
+  });
 });
 
 t.test('what cannot be timed is said, and the rest goes on', async (t) => {

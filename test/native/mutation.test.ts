@@ -37,11 +37,22 @@ interface Mutation {
 
 const patterns = { barrier: /__syncthreads\(\);/g, wait: /\bwaitCopies<[^>]*>\(\);/g };
 
+const barrier = { remove: 'barrier' } as const;
+const wait = { remove: 'wait' } as const;
+const f32 = { suite: 'fixtures', only: '/PyTorch/' };
+const products = { unit: 'mma_bf16', suite: 'gemm-lowp', only: '/whole numbers/' };
+const grids = { suite: 'attention-lowp', only: '/a grid of 2x48, bf16/' };
+const windows = { suite: 'attention-lowp', only: '/windows of 2x2, head dim 40, bf16/' };
+
 const mutations: Mutation[] = [
-  { file: 'attention.cu', remove: 'barrier', place: 1, unit: 'attention', suite: 'fixtures', only: '/PyTorch/' },
-  { file: 'gemm_tile.cuh', remove: 'barrier', place: 1, unit: 'gemm', suite: 'fixtures', only: '/PyTorch/' },
-  { file: 'norm.cu', remove: 'barrier', place: 0, unit: 'norm', suite: 'fixtures', only: '/PyTorch/' },
-];
+  { ...barrier, file: 'attention.cu', place: 1, unit: 'attention', ...f32 },
+  { ...barrier, file: 'gemm_tile.cuh', place: 1, unit: 'gemm', ...f32 },
+  { ...barrier, file: 'gemm_mma.cuh', place: 0, ...products },
+  { ...wait, file: 'gemm_mma.cuh', place: 0, ...products },
+  { ...wait, file: 'attention_grid.cu', place: 0, unit: 'attention_grid', ...grids },
+  { ...wait, file: 'attention_grid_backward.cu', place: 0, unit: 'attention_grid_backward', ...grids },
+  { ...wait, file: 'attention_window.cu', place: 0, unit: 'attention_window', ...windows },
+].filter(({ file }) => existsSync(join(kernels, file)));
 
 /** A copy of the package as far as the operations' tests need it, with a library of its own. */
 function copyPackage(t: Test): string {
@@ -95,7 +106,7 @@ function build(t: Test, folder: string, mutation: Mutation): void {
   const target = `../../build/cuda/emulated/${mutation.unit}.o`;
   const printed = execFileSync('make', ['-n', '-B', '-C', cuda, target], { encoding: 'utf8' });
   const command = printed.split('\n').find((line) => line.includes(` -c ${mutation.unit}.cu `)) as string;
-  execFileSync('sh', ['-c', `${command.replace(/ -o \S+/, '')} -O1 -o ${object}`], { cwd: cuda, stdio: 'pipe' });
+  execFileSync('sh', ['-c', `${command.replace(/ -o \S+/, '')} -O0 -o ${object}`], { cwd: cuda, stdio: 'pipe' });
   const others = readdirSync(objects).filter((name) => name.endsWith('.o') && name !== `${mutation.unit}.o`);
   const linked = [object, ...others.map((name) => join(objects, name))];
   execFileSync('c++', ['-shared', '-o', join(folder, 'build', 'Release', library), ...linked], { stdio: 'pipe' });
