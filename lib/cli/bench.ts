@@ -25,7 +25,8 @@ export async function bench(name: string, options: BenchCommandOptions, terminal
   const { device, dtype, quick, only, limit, list, save, out } = options;
   const asked: BenchOptions = { group: name as Group, device, dtype, quick, only, limit };
   const specs = listSpecs(asked);
-  if (specs.length === 0) throw new OptionError(`--only ${only}: no benchmark of "${name}" has this in its name.`);
+  if (specs.length === 0 && !save)
+    throw new OptionError(`--only ${only}: no benchmark of "${name}" has this in its name.`);
   if (list) {
     terminal.data({ group: name, device, dtype, specs });
     for (const { id } of specs) terminal.print(id);

@@ -70,13 +70,16 @@ t.test('inputs and results for a check elsewhere', async (t) => {
   t.match(metadata, { dtype: 'f32' });
   t.match(JSON.parse(metadata.specs), [{ sizes: { m: 32, n: 48, k: 64, layout: 'nn' } }]);
   const [a, b, y] = await Promise.all(['a', 'b', 'y'].map((name) => tensors[`gemm/m32n48k64/nn/${name}`].data()));
-  const expected = Float64Array.from(y, (_, at) => {
+  const expected = Float64Array.from({ length: y.length }, (_, at) => {
     const [row, column] = [Math.floor(at / 48), at % 48];
     return Array.from({ length: 64 }, (_, k) => Number(a[row * 64 + k]) * Number(b[k * 48 + column])).reduce(
       (p, q) => p + q,
     );
   });
   assertClose(t, Array.from(y, Number), expected, 1e-6, 'y = a b');
+  // The sizes are others than those that are timed: full, with two images.
+  const narrow = ['bench', 'attention', '--only', '8x8/b2h16d72/forward', '--save', file, '--json'];
+  t.match(JSON.parse((await diffit(...narrow)).out), { specs: ['attention/8x8/b2h16d72/forward'] });
   t.match(await diffit('bench', 'model', '--quick', '--save', file), {
     code: 2,
     err: /"model" has no single operations/,
