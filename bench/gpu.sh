@@ -135,7 +135,7 @@ verify() {
 exercises() {
   for dtype in f32 bf16; do
     for group in attention gemm conv train; do echo "$group-$dtype bench $group --device cuda --dtype $dtype --quick"; done
-    echo "heads72-$dtype bench attention --device cuda --dtype $dtype --only 8x8/b2h16d72 --save $work/$dtype.safetensors"
+    echo "heads72-$dtype bench attention --device cuda --dtype $dtype --only attention/8x8/b2h16d72 --save $work/$dtype.safetensors"
     echo "windows-$dtype bench attention --device cuda --dtype $dtype --only /4x4/b2h4d64 --save $work/w$dtype.safetensors"
   done
 }

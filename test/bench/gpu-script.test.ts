@@ -104,7 +104,7 @@ t.test(
       ]);
       t.match(
         log.toString(),
-        /--error-exitcode 9 .*node --import=tsx lib\/cli\/main.ts bench attention --device cuda --dtype bf16 --only 8x8\/b2h16d72 --save /,
+        /--error-exitcode 9 .*node --import=tsx lib\/cli\/main.ts bench attention --device cuda --dtype bf16 --only attention\/8x8\/b2h16d72 --save /,
       );
     });
 

@@ -78,7 +78,7 @@ t.test('inputs and results for a check elsewhere', async (t) => {
   });
   assertClose(t, Array.from(y, Number), expected, 1e-6, 'y = a b');
   // The sizes are others than those that are timed: full, with two images.
-  const narrow = ['bench', 'attention', '--only', '8x8/b2h16d72/forward', '--save', file, '--json'];
+  const narrow = ['bench', 'attention', '--only', 'attention/8x8/b2h16d72/forward', '--save', file, '--json'];
   t.match(JSON.parse((await diffit(...narrow)).out), { specs: ['attention/8x8/b2h16d72/forward'] });
   t.match(await diffit('bench', 'model', '--quick', '--save', file), {
     code: 2,
