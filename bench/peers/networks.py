@@ -40,7 +40,7 @@ def fused_window_attention(self, x, token):
     w, d = self.window, c // self.heads
     qkv = self.qkv(x) + self.qkv_temb(token)[:, None, None]
     if w not in INDICES:
-        INDICES[w] = position_index(w)
+        INDICES[w] = position_index(w).to(x.device)
     mask = self.relative_position_bias_table[INDICES[w]].permute(2, 0, 1)[None].to(qkv.dtype)
     q, k, v = qkv.view(b, height // w, w, width // w, w, 3, self.heads, d).permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(
         3, -1, self.heads, w * w, d).unbind(0)
@@ -54,11 +54,13 @@ def network(spec, device):
     if spec['sizes']['kind'] == 'ImageDiffiT':
         for name in ('dropout', 'classDropoutProb'):
             config.pop(name, None)
-        model = image_diffit.ImageDiffiT(**config)
+        with torch.device(device):  # plain attributes too: tables of positions
+            model = image_diffit.ImageDiffiT(**config)
         shape = (config['inChannels'], config['imgResolution'], config['imgResolution'])
     else:
         config = {'patchSize': 2, 'inChannels': 4, 'mlpRatio': 4, 'numClasses': 1000, **config}
-        model = latent.LatentTransformer(True, **config)
+        with torch.device(device):
+            model = latent.LatentTransformer(True, **config)
         shape = (config['inChannels'], config['inputSize'], config['inputSize'])
     with torch.no_grad():
         for parameter in model.parameters():  # no zeros: time on real numbers
@@ -91,7 +93,8 @@ def time_block(report, timer, spec, device, dtype, quick, max_autotune):
     train = spec['sizes']['pass'] == 'train'
     for way in ways(timer, max_autotune):
         def work():
-            block = latent.Block(dim, heads, side, 4, True).to(device)
+            with torch.device(device):
+                block = latent.Block(dim, heads, side, 4, True)
             run = prepared(way, block, device)
             x = torch.randn(batch, side * side, dim, device=device, requires_grad=train)
             token = torch.randn(batch, dim, device=device, requires_grad=train)

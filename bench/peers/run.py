@@ -41,7 +41,6 @@ def main():
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.set_default_device(options.device)  # the twins make their tables without naming one
     timer = Timer(options.device, options.quick)
     report = Report(asked['group'], options.dtype, options.device, options.quick, options.out, options.limit)
     report.wants = lambda name: name.startswith(options.implementations or '') and not (
