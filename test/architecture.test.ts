@@ -33,6 +33,7 @@ const libRooms: Room[] = [
   { name: 'optim', holds: ['lib/optim/'] },
   { name: 'train', holds: ['lib/train/'] },
   { name: 'metrics', holds: ['lib/metrics/'] },
+  { name: 'bench', holds: ['lib/bench/'] },
   { name: 'face', holds: ['lib/cli/', 'lib/index.ts'] },
 ];
 

@@ -165,5 +165,22 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .addOption(new Option('--dtype <dtype>', 'how latents are stored').choices(['f16', 'bf16', 'f32']).default('f16'))
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu');
 
+  command<import('./bench.js').BenchCommandOptions>(
+    'bench',
+    'Time operations, models, sampling and training on a device, beside what it can do at all.',
+    async (options, terminal, group) => (await import('./bench.js')).bench(group, options, terminal),
+  )
+    .argument('<what>', 'copy, attention, gemm, conv, block, model, sampler or train')
+    .option('--device <name>', 'cpu, cuda, cuda:i, or cuda-emulated in a clone', 'cpu')
+    .addOption(
+      new Option('--dtype <dtype>', 'precision of the arithmetic').choices(['f32', 'bf16', 'f16']).default('f32'),
+    )
+    .option('--quick', 'the smallest sizes and few samples: does it all run?')
+    .option('--only <text>', 'only benchmarks with this in their name')
+    .option('--limit <seconds>', 'start no further benchmark after so many seconds', integer(1))
+    .option('--list', 'print what would be timed, with sizes, and time nothing')
+    .option('--save <file>', 'time nothing; write inputs and results to a safetensors file, to be checked elsewhere')
+    .option('--out <file>', 'write the JSON report to a file too');
+
   return program;
 }

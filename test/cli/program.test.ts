@@ -20,7 +20,7 @@ async function diffit(...argv: string[]): Promise<{ code: number; out: string; e
 t.test('help and version', async (t) => {
   const { code, out } = await diffit('--help');
   t.equal(code, 0);
-  for (const command of ['info', 'train', 'sample', 'data']) t.match(out, new RegExp(`\\b${command}\\b`));
+  for (const command of ['info', 'train', 'sample', 'data', 'bench']) t.match(out, new RegExp(`\\b${command}\\b`));
   const version = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version;
   t.match(await diffit('--version'), { code: 0, out: `${version}\n` });
   t.match(await diffit('train', '--help'), { code: 0, out: /--checkpoint-every <n>/ });

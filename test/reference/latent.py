@@ -86,7 +86,7 @@ class LatentTransformer(nn.Module):
             self.final_layer.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def token(self, t, y):
-        freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+        freqs = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
         args = t.float()[:, None] * freqs
         features = torch.cat([args.cos(), args.sin()], 1).to(self.pos_embed.dtype)
         return self.t_embedder.mlp(features) + self.y_embedder.embedding_table(y)
