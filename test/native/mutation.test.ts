@@ -52,7 +52,7 @@ const mutations: Mutation[] = [
   { ...wait, file: 'attention_grid.cu', place: 0, unit: 'attention_grid', ...grids },
   { ...wait, file: 'attention_grid_backward.cu', place: 0, unit: 'attention_grid_backward', ...grids },
   { ...wait, file: 'attention_window.cu', place: 0, unit: 'attention_window', ...windows },
-].filter(({ file }) => existsSync(join(kernels, file)));
+];
 
 /** A copy of the package as far as the operations' tests need it, with a library of its own. */
 function copyPackage(t: Test): string {
@@ -107,7 +107,10 @@ function build(t: Test, folder: string, mutation: Mutation): void {
   const printed = execFileSync('make', ['-n', '-B', '-C', cuda, target], { encoding: 'utf8' });
   const command = printed.split('\n').find((line) => line.includes(` -c ${mutation.unit}.cu `)) as string;
   execFileSync('sh', ['-c', `${command.replace(/ -o \S+/, '')} -O0 -o ${object}`], { cwd: cuda, stdio: 'pipe' });
-  const others = readdirSync(objects).filter((name) => name.endsWith('.o') && name !== `${mutation.unit}.o`);
+  // An object whose source is gone may still lie there.
+  const sources = ['cuda', 'emulator'].flatMap((room) => readdirSync(join(native, room)));
+  const units = sources.filter((name) => /\.(cu|cc)$/.test(name)).map((name) => name.replace(/\.\w+$/, '.o'));
+  const others = readdirSync(objects).filter((name) => units.includes(name) && name !== `${mutation.unit}.o`);
   const linked = [object, ...others.map((name) => join(objects, name))];
   execFileSync('c++', ['-shared', '-o', join(folder, 'build', 'Release', library), ...linked], { stdio: 'pipe' });
 }
