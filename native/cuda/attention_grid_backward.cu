@@ -159,8 +159,8 @@ struct QueryShared {
 };
 
 /*
- * A warp's sums of dS for its 16 queries, neighbours in a row of the window, with all keys, 16 neighbours at a time. What counts
- * is the key's row y and the difference of columns, key minus first query of the same lane of the diagonal: -15 to W - 1.
+ * A warp's sums of dS for its 16 queries, neighbours in a row of the window, with all keys, 16 neighbours at a time. The row of the table
+ * follows from the key's row y and the key's column less the query's place among the 16: `difference`, -15 to W - 1.
  * The lower half of a fragment (queries 8 to 15) lies on the same diagonals as the upper half of the fragment 8 keys before.
  */
 

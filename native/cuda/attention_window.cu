@@ -57,6 +57,7 @@ struct WindowBias {
         if (8 * n + first + e % 2 >= tokens) x[n][e] = -INFINITY;
   }
 };
+
 template <class T, int kDim, int kTokens>
 struct ForwardTiles {
   T q[kTokens][kPitch<kDim>], k[kTokens][kPitch<kDim>], v[kTokens][kPitch<kDim>];
@@ -80,7 +81,7 @@ struct BackwardShared {
   BackwardTiles<T, kDim, kTokens> problem[kProblems<kTokens>];
 };
 
-/* Windows (of all samples) of one head that a unit goes through; */
+/* Windows (of all samples) of one head that a unit goes through. */
 struct Shares {
   int perHead, size, count; /* windows of a head; of a share; shares */
 };
@@ -95,7 +96,7 @@ struct Unit {
     thread = (int)threadIdx.x % kThreads;
     row = thread / 32 * 16;
     number = (int)blockIdx.x * kProblems<kTokens> + problem;
-    head = (int)(number % s.heads);
+    head = number % s.heads;
     begin = number / s.heads * shares.size;
     end = (int)imin(shares.perHead, (int64_t)begin + shares.size);
   }
