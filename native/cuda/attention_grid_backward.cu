@@ -25,7 +25,7 @@
 namespace diffit {
 namespace {
 
-constexpr int kWarps = 4, kBlock = 32 * kWarps, kTile = 64, kSlab = 32, kColumns = kSlab / 8;
+constexpr int kWarps = 4, kBlock = 32 * kWarps, kTile = 64;
 
 template <class T, int kDim>
 using Tile = T[kTile][kPitch<kDim>];
@@ -53,6 +53,7 @@ struct KeyShared {
 /* blockIdx.x: tiles of keys, then heads, then windows, then samples. */
 template <class T, int kDim>
 __global__ void __launch_bounds__(kBlock, 2) gridKeyGradientKernel(LowAttention<T> a) {
+  constexpr int kSlab = kDim > 96 ? 16 : 32, kColumns = kSlab / 8; /* queries at a time: as many as registers hold */
   KeyShared<T, kDim> &shared = sharedMemory<KeyShared<T, kDim>>();
   float *column = (float *)(&shared + 1);
   const AttentionSizes &s = a.s;
@@ -259,6 +260,7 @@ struct Shares {
 template <class T, int kDim, class Sums>
 __global__ void __launch_bounds__(kBlock, 2)
     gridQueryGradientKernel(LowAttention<T> a, Shares shares, float *partials, int columnFloats) {
+  constexpr int kSlab = 32, kColumns = kSlab / 8; /* keys at a time */
   QueryShared<T, kDim> &shared = sharedMemory<QueryShared<T, kDim>>();
   const AttentionSizes &s = a.s;
   float *column = (float *)(&shared + 1), *sums = column + columnFloats;
