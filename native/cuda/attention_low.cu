@@ -89,7 +89,6 @@ diffit_status deltas(diffit_context *ctx, const LowAttention<T> &a, float *delta
     for (int d = 0; d < dim; d += 8) {
       const uint4 left = *(const uint4 *)(dy + i * dim + d), right = *(const uint4 *)(y + i * dim + d);
       const uint32_t l[4] = {left.x, left.y, left.z, left.w}, r[4] = {right.x, right.y, right.z, right.w};
-#pragma unroll
       for (int e = 0; e < 4; e++) {
         const float2 g = unpackPair<T>(l[e]), out = unpackPair<T>(r[e]);
         sum = fmaf(g.x, out.x - (v ? v[d + 2 * e] : 0.0f), sum);
@@ -119,14 +118,12 @@ diffit_status timeGradient(diffit_context *ctx, const LowAttention<T> &a, float 
     for (int64_t t = begin; t < end; t++) {
       const uint4 piece = *(const uint4 *)(from + t * step);
       const uint32_t pairs[4] = {piece.x, piece.y, piece.z, piece.w};
-#pragma unroll
       for (int e = 0; e < 4; e++) {
         const float2 x = unpackPair<T>(pairs[e]);
         sums[2 * e] += x.x;
         sums[2 * e + 1] += x.y;
       }
     }
-#pragma unroll
     for (int e = 0; e < 8; e++) partials[(sample * parts + part) * 2 * c + column + e] = sums[e];
   }));
   return joinTimeParts(ctx, partials, dtime, a.s, parts);
