@@ -25,7 +25,7 @@
 namespace diffit {
 namespace {
 
-constexpr int kWarps = 4, kBlock = 32 * kWarps, kTile = 64, kSlab = 32, kColumns = kSlab / 8;
+constexpr int kWarps = 4, kBlock = 32 * kWarps, kTile = 64;
 
 template <class T, int kDim>
 using Tile = T[kTile][kPitch<kDim>];
@@ -53,6 +53,7 @@ struct KeyShared {
 /* blockIdx.x: tiles of keys, then heads, then windows, then samples. */
 template <class T, int kDim>
 __global__ void __launch_bounds__(kBlock, 2) gridKeyGradientKernel(LowAttention<T> a) {
+  constexpr int kSlab = kDim > 96 ? 16 : 32, kColumns = kSlab / 8; /* queries at a time: as many as registers hold */
   KeyShared<T, kDim> &shared = sharedMemory<KeyShared<T, kDim>>();
   float *column = (float *)(&shared + 1);
   const AttentionSizes &s = a.s;
@@ -159,8 +160,8 @@ struct QueryShared {
 };
 
 /*
- * A warp's sums of dS for its 16 queries, neighbours in a row of the window, with all keys, 16 neighbours at a time. What counts
- * is the key's row y and the difference of columns, key minus first query of the same lane of the diagonal: -15 to W - 1.
+ * A warp's sums of dS for its 16 queries, neighbours in a row of the window, with all keys, 16 neighbours at a time. The row of the table
+ * follows from the key's row y and the key's column less the query's place among the 16: `difference`, -15 to W - 1.
  * The lower half of a fragment (queries 8 to 15) lies on the same diagonals as the upper half of the fragment 8 keys before.
  */
 
@@ -252,21 +253,22 @@ struct DiagonalSums {
 
 /* Windows (of all samples) of one head that a block goes through. */
 struct Shares {
-  int64_t perHead, size, count; /* windows of a head; of a share; shares */
+  int perHead, size, count; /* windows of a head; of a share; shares */
 };
 
 /* blockIdx.x: tiles of queries, then heads, then shares. partials [shares, tiles, heads, tableRows], or null. */
 template <class T, int kDim, class Sums>
 __global__ void __launch_bounds__(kBlock, 2)
     gridQueryGradientKernel(LowAttention<T> a, Shares shares, float *partials, int columnFloats) {
+  constexpr int kSlab = 32, kColumns = kSlab / 8; /* keys at a time */
   QueryShared<T, kDim> &shared = sharedMemory<QueryShared<T, kDim>>();
   const AttentionSizes &s = a.s;
   float *column = (float *)(&shared + 1), *sums = column + columnFloats;
   const int thread = (int)threadIdx.x, group = laneIndex() / 4, quad = laneIndex() % 4, row = thread / 32 * 16;
   const int tiles = (s.tokens + kTile - 1) / kTile, tile = (int)(blockIdx.x % tiles), firstQuery = tile * kTile;
   const int head = (int)(blockIdx.x / tiles % s.heads);
-  const int64_t share = blockIdx.x / tiles / s.heads, begin = share * shares.size,
-                end = imin(shares.perHead, begin + shares.size);
+  const int share = (int)(blockIdx.x / tiles) / s.heads, begin = share * shares.size;
+  const int end = (int)imin(shares.perHead, (int64_t)begin + shares.size);
   const int width = 3 * s.channels, channel = head * s.dim, warpSums = Sums::size(s);
   const float scale2 = a.scale2();
 
@@ -280,8 +282,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     const int query = firstQuery + row + group + 8 * h;
     queryParts[h] = queryPart(s, query < s.tokens ? query : s.tokens - 1) - range.first;
   }
-  for (int64_t pair = begin; pair < end; pair++) {
-    const Problem p(head, (int)(pair / s.windows), (int)(pair % s.windows));
+  for (int pair = begin; pair < end; pair++) {
+    const Problem p(head, pair / s.windows, pair % s.windows);
     const float *time = a.timeRow(p);
     auto copyKeys = [&](int buffer, int first) {
       copyTile<kDim, kTile, kBlock>(&shared.k[buffer][0][0], s, p, a.qkv, width, s.channels + channel, first, thread);
@@ -351,7 +353,7 @@ __global__ void __launch_bounds__(kBlock, 2)
 
   if (!partials) return;
   __syncthreads();
-  float *to = partials + ((share * tiles + tile) * s.heads + head) * s.tableRows;
+  float *to = partials + (((int64_t)share * tiles + tile) * s.heads + head) * s.tableRows;
   for (int i = thread; i < s.tableRows; i += kBlock) {
     const int dy = i / (2 * s.windowW - 1) - s.windowH + 1, dx = i % (2 * s.windowW - 1) - s.windowW + 1;
     float sum = 0;
@@ -380,10 +382,10 @@ template <class T, int kDim, class Sums>
 diffit_status queryGradient(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
   const AttentionSizes &s = a.s;
   const int64_t tiles = ceilDiv(s.tokens, kTile);
-  Shares shares = {(int64_t)s.windows * s.batch, 1, 0};
+  Shares shares = {s.windows * s.batch, 1, 0};
   if (dtable) /* enough blocks to fill the device a few times, but no more parts of the table */
-    shares.size = imax(1, shares.perHead * s.heads * tiles / (8 * (int64_t)ctx->about.multiProcessorCount));
-  shares.count = ceilDiv(shares.perHead, shares.size);
+    shares.size = (int)imax(1, shares.perHead * s.heads * tiles / (8 * (int64_t)ctx->about.multiProcessorCount));
+  shares.count = (int)ceilDiv(shares.perHead, shares.size);
   float *partials = nullptr;
   if (dtable) {
     partials = (float *)scratch(ctx, 2, (size_t)(shares.count * tiles * s.heads * s.tableRows) * sizeof(float));

@@ -6,7 +6,7 @@
  *   the rest                            f32 copies in scratch memory through the f32 kernels, and back
  *
  * The rest: head dimensions over 128 or not a multiple of 8, tensors that do not begin at a multiple of 16 bytes, a table per sample, a
- * scale that is not positive, tables larger than shared memory, and the table's gradient in windows of more than 64 tokens whose
+ * scale that is not positive, tables larger than shared memory, 2^31 problems, and the table's gradient in windows of more than 64 tokens whose
  * width is not a multiple of 16.
  */
 #include "attention_mma.cuh"
@@ -29,7 +29,9 @@ constexpr int kScratchWide = 3;
 
 bool isAligned(const diffit_tensor *t) { return (uintptr_t)t->data % 16 == 0; }
 
-bool hasKernels(const AttentionSizes &s) { return s.dim % 8 == 0 && s.dim <= 128 && !s.tableStep && s.scale > 0; }
+bool hasKernels(const AttentionSizes &s) {
+  return s.dim % 8 == 0 && s.dim <= 128 && !s.tableStep && s.scale > 0 && s.problems < (int64_t)1 << 31;
+}
 
 /* Does a window lie on chip as a whole? */
 bool isWindow(const AttentionSizes &s) { return s.tokens <= kWindowTokens; }
@@ -87,7 +89,6 @@ diffit_status deltas(diffit_context *ctx, const LowAttention<T> &a, float *delta
     for (int d = 0; d < dim; d += 8) {
       const uint4 left = *(const uint4 *)(dy + i * dim + d), right = *(const uint4 *)(y + i * dim + d);
       const uint32_t l[4] = {left.x, left.y, left.z, left.w}, r[4] = {right.x, right.y, right.z, right.w};
-#pragma unroll
       for (int e = 0; e < 4; e++) {
         const float2 g = unpackPair<T>(l[e]), out = unpackPair<T>(r[e]);
         sum = fmaf(g.x, out.x - (v ? v[d + 2 * e] : 0.0f), sum);
@@ -117,17 +118,36 @@ diffit_status timeGradient(diffit_context *ctx, const LowAttention<T> &a, float 
     for (int64_t t = begin; t < end; t++) {
       const uint4 piece = *(const uint4 *)(from + t * step);
       const uint32_t pairs[4] = {piece.x, piece.y, piece.z, piece.w};
-#pragma unroll
       for (int e = 0; e < 4; e++) {
         const float2 x = unpackPair<T>(pairs[e]);
         sums[2 * e] += x.x;
         sums[2 * e + 1] += x.y;
       }
     }
-#pragma unroll
     for (int e = 0; e < 8; e++) partials[(sample * parts + part) * 2 * c + column + e] = sums[e];
   }));
-  return forEach(ctx, batch * 3 * c, [=] __device__(int64_t i) {
+  return joinTimeParts(ctx, partials, dtime, a.s, parts);
+}
+
+template <class T>
+diffit_status backward(diffit_context *ctx, LowAttention<T> a, const diffit_tensor *table, float *dtime,
+                       float *dtable) {
+  if (isWindow(a.s)) return windowBackward(ctx, a, dtime, dtable);
+  float *delta = (float *)scratch(ctx, 1, (size_t)(a.s.problems * a.s.tokens) * sizeof(float));
+  if (!delta) return DIFFIT_OUT_OF_MEMORY;
+  TRY(splitColumns(ctx, a, table));
+  TRY(deltas(ctx, a, delta));
+  a.delta = delta;
+  TRY(gridBackward(ctx, a, dtable));
+  return dtime ? timeGradient(ctx, a, dtime) : DIFFIT_OK;
+}
+
+}  // namespace
+
+diffit_status joinTimeParts(diffit_context *ctx, const float *partials, float *dtime, const AttentionSizes &s,
+                            int64_t parts) {
+  const int64_t c = s.channels;
+  return forEach(ctx, s.batch * 3 * c, [=] __device__(int64_t i) {
     const int64_t sample = i / (3 * c), column = i % (3 * c);
     double sum = 0;
     if (column < c || column >= 2 * c) {
@@ -137,24 +157,6 @@ diffit_status timeGradient(diffit_context *ctx, const LowAttention<T> &a, float 
     dtime[i] = (float)sum;
   });
 }
-
-template <class T>
-diffit_status backward(diffit_context *ctx, LowAttention<T> a, const diffit_tensor *table, float *dtime,
-                       float *dtable) {
-  if (isWindow(a.s)) {
-    TRY(windowBackward(ctx, a, dtable));
-  } else {
-    float *delta = (float *)scratch(ctx, 1, (size_t)(a.s.problems * a.s.tokens) * sizeof(float));
-    if (!delta) return DIFFIT_OUT_OF_MEMORY;
-    TRY(splitColumns(ctx, a, table));
-    TRY(deltas(ctx, a, delta));
-    a.delta = delta;
-    TRY(gridBackward(ctx, a, dtable));
-  }
-  return dtime ? timeGradient(ctx, a, dtime) : DIFFIT_OK;
-}
-
-}  // namespace
 
 diffit_status lowAttention(diffit_context *ctx, const AttentionSizes &s, const diffit_tensor *qkv,
                            const diffit_tensor *time, const diffit_tensor *table, diffit_tensor *y,

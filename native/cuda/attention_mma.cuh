@@ -96,10 +96,10 @@ struct ColumnRange {
     const int low = firstKey / s.windowW, high = ((int)imin(firstKey + tile, s.tokens) - 1) / s.windowW;
     return {(s.windowH - 1 - high) * (2 * s.windowW - 1), (s.windowH + high - low) * (2 * s.windowW - 1)};
   }
-  /* The most that any tile meets; nothing without a table. */
+  /* The most that any tile meets, in whole 16 bytes; nothing without a table. */
   static size_t most(const AttentionSizes &s, bool table, int tile) {
-    const int64_t rows = imin(s.windowH, (tile - 2) / s.windowW + 2);
-    return table ? (size_t)((s.windowH - 1 + rows) * (2 * s.windowW - 1)) : 0;
+    const int64_t rows = s.windowH - 1 + imin(s.windowH, (tile - 2) / s.windowW + 2);
+    return table ? (size_t)ceilDiv(rows * (2 * s.windowW - 1), 4) * 4 : 0;
   }
   /* Over the scale, as sums of q . k want it. */
   template <int kBlock, class T>
@@ -234,7 +234,11 @@ diffit_status windowForward(diffit_context *ctx, const LowAttention<T> &a);
 template <class T>
 diffit_status gridBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtable);
 template <class T>
-diffit_status windowBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtable);
+diffit_status windowBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtime, float *dtable);
+
+/* dtime [B, 3C] = the sums of `parts` of q and of v, [B, parts, 2C], in order; zeros for k. */
+diffit_status joinTimeParts(diffit_context *ctx, const float *partials, float *dtime, const AttentionSizes &s,
+                            int64_t parts);
 
 /* Calls run(integral_constant) for the smallest kDim that holds the head dimension. */
 template <class Run>

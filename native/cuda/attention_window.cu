@@ -14,7 +14,8 @@
  * added in order by foldTables: no atomics, the same bits on every run. Forward copies of the next window run while the current one is
  * computed; the gradient has all shared memory in one window and relies on several blocks per multiprocessor.
  *
- * Bound by memory: forward qkv once and y once, 8 C bytes a token; the gradient qkv and dy once and dqkv once, 14 C.
+ * Bound by memory: forward qkv once and y once, 8 C bytes a token; the gradient qkv and dy once and dqkv once, 14 C. The time
+ * token's gradient leaves 8 C bytes a window.
  */
 #include "attention_mma.cuh"
 
@@ -56,6 +57,7 @@ struct WindowBias {
         if (8 * n + first + e % 2 >= tokens) x[n][e] = -INFINITY;
   }
 };
+
 template <class T, int kDim, int kTokens>
 struct ForwardTiles {
   T q[kTokens][kPitch<kDim>], k[kTokens][kPitch<kDim>], v[kTokens][kPitch<kDim>];
@@ -71,6 +73,7 @@ template <class T, int kDim, int kTokens>
 struct BackwardTiles {
   T q[kTokens][kPitch<kDim>], k[kTokens][kPitch<kDim>], v[kTokens][kPitch<kDim>], dy[kTokens][kPitch<kDim>];
   T p[kTokens][kTokens + 8], ds[kTokens][kTokens + 8];
+  float dq[kTokens / 16][kDim]; /* sums over the queries of a warp */
   WindowBias<kTokens> bias;
 };
 template <class T, int kDim, int kTokens>
@@ -78,28 +81,27 @@ struct BackwardShared {
   BackwardTiles<T, kDim, kTokens> problem[kProblems<kTokens>];
 };
 
-/* Windows (of all samples) of one head that a unit goes through; */
+/* Windows (of all samples) of one head that a unit goes through. */
 struct Shares {
-  int64_t perHead, size, count; /* windows of a head; of a share; shares */
+  int perHead, size, count; /* windows of a head; of a share; shares */
 };
 
 /* Where a thread stands: its unit, and its 16 queries of the window. */
 template <int kTokens>
 struct Unit {
   static constexpr int kThreads = 2 * kTokens;
-  int problem, thread, row, head;
-  int64_t number, begin, end;
+  int problem, thread, row, head, number, begin, end;
   __device__ Unit(const AttentionSizes &s, const Shares &shares) {
     problem = (int)threadIdx.x / kThreads;
     thread = (int)threadIdx.x % kThreads;
     row = thread / 32 * 16;
-    number = (int64_t)blockIdx.x * kProblems<kTokens> + problem;
-    head = (int)(number % s.heads);
+    number = (int)blockIdx.x * kProblems<kTokens> + problem;
+    head = number % s.heads;
     begin = number / s.heads * shares.size;
-    end = imin(shares.perHead, begin + shares.size);
+    end = (int)imin(shares.perHead, (int64_t)begin + shares.size);
   }
-  __device__ Problem window(const AttentionSizes &s, int64_t pair) const {
-    return Problem(head, (int)(pair / s.windows), (int)(pair % s.windows));
+  __device__ Problem window(const AttentionSizes &s, int pair) const {
+    return Problem(head, pair / s.windows, pair % s.windows);
   }
   /* Barrier of the unit. */
   __device__ static void sync() {
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(kBlock, 3) windowForwardKernel(LowAttention<T>
   auto &shared = sharedMemory<ForwardShared<T, kDim, kTokens>>().problem[unit.problem];
   const int width = 3 * s.channels, channel = unit.head * s.dim, group = laneIndex() / 4, quad = laneIndex() % 4;
   const float scale2 = a.scale2();
-  auto copy = [&](int stage, int64_t pair) {
+  auto copy = [&](int stage, int pair) {
     const Problem p = unit.window(s, pair);
     auto &to = shared.stages[stage];
     eachPiece<kDim, kTokens, Place::kThreads>(s, 0, unit.thread, [&](int element, int token, int c, bool inside) {
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(kBlock, 3) windowForwardKernel(LowAttention<T>
   shared.bias.load(a, unit.head, unit.thread);
   int queryParts[2], stage = 0;
   windowQueryParts(queryParts, s, unit.row);
-  for (int64_t pair = unit.begin; pair < unit.end; pair++, stage ^= 1) {
+  for (int pair = unit.begin; pair < unit.end; pair++, stage ^= 1) {
     const Problem p = unit.window(s, pair);
     auto &now = shared.stages[stage];
     const float *time = a.timeRow(p);
@@ -207,10 +209,14 @@ __device__ void foldSquare(const float (*square)[kTokens + 1], const AttentionSi
   }
 }
 
-/* partials [shares, heads, rows], or null. */
+/* Parts of gradients that other kernels add, or null: of the table [shares, heads, rows], of the time token [B, windows, 2C] (q, v). */
+struct Partials {
+  float *table, *time;
+};
+
 template <class T, int kDim, int kTokens>
 __global__ void __launch_bounds__(kBlock, kDim > 96 ? 2 : 3)
-    windowBackwardKernel(LowAttention<T> a, Shares shares, float *partials) {
+    windowBackwardKernel(LowAttention<T> a, Shares shares, Partials partials) {
   constexpr int kColumns = kTokens / 8, kSteps = kTokens / 16;
   using Place = Unit<kTokens>;
   const AttentionSizes &s = a.s;
@@ -237,7 +243,7 @@ __global__ void __launch_bounds__(kBlock, kDim > 96 ? 2 : 3)
       loadMatrices<4, true>(to[k], &square[16 * k + (lane & 7) + (lane >> 4) * 8][unit.row + (lane & 8)]);
   };
 
-  for (int64_t pair = unit.begin; pair < unit.end; pair++) {
+  for (int pair = unit.begin; pair < unit.end; pair++) {
     const Problem p = unit.window(s, pair);
     const float *time = a.timeRow(p);
     Place::sync(); /* the window before is used up */
@@ -293,7 +299,25 @@ __global__ void __launch_bounds__(kBlock, kDim > 96 ? 2 : 3)
     }
     float sums[1][kDim / 8][4] = {};
     multiplyColumns<kDim>(sums, slopes, &tiles.k[0][0]);
-    Place::sync(); /* p and ds are there; k and v are used up and serve as the way out */
+    if (partials.time)
+#pragma unroll
+      for (int c = 0; c < kDim / 8; c++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float sum = sums[0][c][e] + sums[0][c][e + 2];
+#pragma unroll
+          for (int mask = 4; mask < 32; mask *= 2) sum += shuffleXor(sum, mask);
+          if (group == 0) tiles.dq[unit.row / 16][8 * c + 2 * quad + e] = sum;
+        }
+    Place::sync(); /* p, ds and dq are there; k and v are used up and serve as the way out */
+    float *time2 = partials.time ? partials.time + ((int64_t)pair * 2 * s.heads + unit.head) * s.dim : nullptr;
+    if (time2)
+      for (int d = unit.thread; d < s.dim; d += Place::kThreads) {
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kTokens / 16; w++) sum += tiles.dq[w][d];
+        time2[d] = sum * s.scale;
+      }
     store(tiles.k, sums[0], s.scale, p, 0);
     transposed(slopes[0], tiles.ds);
     memset(sums, 0, sizeof sums);
@@ -303,9 +327,24 @@ __global__ void __launch_bounds__(kBlock, kDim > 96 ? 2 : 3)
     memset(sums, 0, sizeof sums);
     multiplyColumns<kDim>(sums, slopes, &tiles.dy[0][0]);
     store(tiles.v, sums[0], 1.0f, p, 2);
+    if (time2 && unit.row == 0) { /* sums of dy over tokens: a factor of ones */
+#pragma unroll
+      for (int k = 0; k < kSteps; k++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) slopes[0][k][i] = packPair<T>(1.0f, 1.0f);
+      memset(sums, 0, sizeof sums);
+      multiplyColumns<kDim>(sums, slopes, &tiles.dy[0][0]);
+#pragma unroll
+      for (int c = 0; c < kDim / 8; c++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          const int d = 8 * c + 2 * quad + e;
+          if (group == 0 && d < s.dim) time2[s.channels + d] = sums[0][c][e];
+        }
+    }
   }
 
-  if (!partials || unit.begin >= unit.end) return;
+  if (!partials.table || unit.begin >= unit.end) return;
   auto square = (float(*)[kTokens + 1]) & tiles;
   static_assert(sizeof(float[kTokens][kTokens + 1]) <= sizeof tiles, "the square lies on the tiles");
   Place::sync();
@@ -314,17 +353,17 @@ __global__ void __launch_bounds__(kBlock, kDim > 96 ? 2 : 3)
 #pragma unroll
     for (int e = 0; e < 4; e++) square[unit.row + group + e / 2 * 8][8 * n + 2 * quad + e % 2] = tableSums[n][e];
   Place::sync();
-  foldSquare<kTokens>(square, s, partials + unit.number * s.tableRows, unit.thread);
+  foldSquare<kTokens>(square, s, partials.table + (int64_t)unit.number * s.tableRows, unit.thread);
 }
 
 /* Shares for so many blocks per multiprocessor. */
 template <int kTokens>
 Shares shareWindows(diffit_context *ctx, const AttentionSizes &s, int blocks) {
   Shares shares;
-  shares.perHead = (int64_t)s.windows * s.batch;
+  shares.perHead = s.windows * s.batch;
   const int64_t units = (int64_t)ctx->about.multiProcessorCount * blocks * kProblems<kTokens>;
-  shares.size = ceilDiv(shares.perHead, ceilDiv(units, s.heads));
-  shares.count = ceilDiv(shares.perHead, shares.size);
+  shares.size = (int)ceilDiv(shares.perHead, ceilDiv(units, s.heads));
+  shares.count = (int)ceilDiv(shares.perHead, shares.size);
   return shares;
 }
 
@@ -343,7 +382,7 @@ diffit_status windowForward(diffit_context *ctx, const LowAttention<T> &a) {
     constexpr int kDim = decltype(dim)::value, kTokens = decltype(tokens)::value;
     const Shares shares = shareWindows<kTokens>(ctx, a.s, 4);
     return launch(ctx, windowForwardKernel<T, kDim, kTokens>,
-                  dim3((unsigned)ceilDiv(shares.count * a.s.heads, kProblems<kTokens>)), dim3(kBlock),
+                  dim3((unsigned)ceilDiv((int64_t)shares.count * a.s.heads, kProblems<kTokens>)), dim3(kBlock),
                   sizeof(ForwardShared<T, kDim, kTokens>), a, shares);
   });
 }
@@ -351,22 +390,26 @@ template diffit_status windowForward(diffit_context *, const LowAttention<bf16> 
 template diffit_status windowForward(diffit_context *, const LowAttention<f16> &);
 
 template <class T>
-diffit_status windowBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtable) {
-  return withWindow(a.s, [&](auto dim, auto tokens) -> diffit_status {
+diffit_status windowBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtime, float *dtable) {
+  const AttentionSizes &s = a.s;
+  return withWindow(s, [&](auto dim, auto tokens) -> diffit_status {
     constexpr int kDim = decltype(dim)::value, kTokens = decltype(tokens)::value;
-    const Shares shares = shareWindows<kTokens>(ctx, a.s, 3);
-    float *partials = nullptr;
-    if (dtable) {
-      partials = (float *)scratch(ctx, 2, (size_t)(shares.count * a.s.heads * a.s.tableRows) * sizeof(float));
-      if (!partials) return DIFFIT_OUT_OF_MEMORY;
+    const Shares shares = shareWindows<kTokens>(ctx, s, 3);
+    const int64_t units = (int64_t)shares.count * s.heads, tableFloats = dtable ? units * s.tableRows : 0;
+    const int64_t timeFloats = dtime ? (int64_t)s.batch * s.windows * 2 * s.channels : 0;
+    Partials partials = {};
+    if (tableFloats + timeFloats > 0) {
+      float *room = (float *)scratch(ctx, 2, (size_t)(tableFloats + timeFloats) * sizeof(float));
+      if (!room) return DIFFIT_OUT_OF_MEMORY;
+      partials = {dtable ? room : nullptr, dtime ? room + tableFloats : nullptr};
     }
-    TRY(launch(ctx, windowBackwardKernel<T, kDim, kTokens>,
-               dim3((unsigned)ceilDiv(shares.count * a.s.heads, kProblems<kTokens>)), dim3(kBlock),
-               sizeof(BackwardShared<T, kDim, kTokens>), a, shares, partials));
-    return dtable ? foldTables(ctx, partials, dtable, 1, shares.count, a.s.heads, a.s.tableRows) : DIFFIT_OK;
+    TRY(launch(ctx, windowBackwardKernel<T, kDim, kTokens>, dim3((unsigned)ceilDiv(units, kProblems<kTokens>)),
+               dim3(kBlock), sizeof(BackwardShared<T, kDim, kTokens>), a, shares, partials));
+    if (dtime) TRY(joinTimeParts(ctx, partials.time, dtime, s, s.windows));
+    return dtable ? foldTables(ctx, partials.table, dtable, 1, shares.count, s.heads, s.tableRows) : DIFFIT_OK;
   });
 }
-template diffit_status windowBackward(diffit_context *, const LowAttention<bf16> &, float *);
-template diffit_status windowBackward(diffit_context *, const LowAttention<f16> &, float *);
+template diffit_status windowBackward(diffit_context *, const LowAttention<bf16> &, float *, float *);
+template diffit_status windowBackward(diffit_context *, const LowAttention<f16> &, float *, float *);
 
 }  // namespace diffit
