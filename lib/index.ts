@@ -17,6 +17,7 @@ export {
   setMemoryLimit,
   setNumThreads,
   synchronize,
+  timeDevice,
   trimMemory,
 } from './device.js';
 export * as diffusion from './diffusion/index.js';

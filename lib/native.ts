@@ -34,6 +34,9 @@ export interface NativeMemory {
   limitBytes: number;
   /** Operations enqueued and not yet finished. */
   queued: number;
+  /** Of the whole device, all processes together, now; missing where it does not tell. */
+  deviceFreeBytes?: number;
+  deviceTotalBytes?: number;
 }
 
 type Scalar = number;
@@ -196,6 +199,8 @@ export interface NativeAddon {
    * Throws DIFFIT_NO_DEVICE with one plain sentence saying why it cannot be had.
    */
   openDevice(spec: string, libraryPath: string, threads: number): DeviceId;
+  /** How many devices of a kind ('cuda') there are; 0 also where there is no library or driver. */
+  countDevices(spec: string, libraryPath: string): number;
   deviceInfo(device: DeviceId): NativeDeviceInfo;
   /** CPU variants this machine can run, best first. */
   cpuVariants(): string[];
@@ -232,6 +237,10 @@ export interface NativeAddon {
   read(id: TensorId): Promise<ArrayBuffer>;
   /** Resolves when everything enqueued so far is done; rejects with an earlier failure. */
   synchronize(device: DeviceId): Promise<void>;
+  /** Puts mark `slot` (0 to 1023) behind everything enqueued so far. */
+  mark(device: DeviceId, slot: number): void;
+  /** Resolves with the device's milliseconds between two marks once both have passed; rejects with an earlier failure. */
+  elapsed(device: DeviceId, from: number, to: number): Promise<number>;
   memory(device: DeviceId): NativeMemory;
   resetPeak(device: DeviceId): void;
   setMemoryLimit(device: DeviceId, bytes: number): void;

@@ -127,6 +127,11 @@ Buffer *Device::allocate(size_t bytes) {
   }
   if (!data) {
     tellV8();
+    int64_t freeBytes, totalBytes;
+    if (backend_->memory && backend_->memory(context_, &freeBytes, &totalBytes) != DIFFIT_OK) {
+      fail(env_, codeOf(DIFFIT_DEVICE_FAULT), "The device %s has failed and gives no memory any more.", name_.c_str());
+      return nullptr;
+    }
     const std::string limit = pool_.limit ? "the limit is " + formatBytes(pool_.limit) : "there is no limit";
     fail(env_, codeOf(DIFFIT_OUT_OF_MEMORY), "There is no memory for %s more on %s: %s are live, %s.",
          formatBytes(bytes).c_str(), name_.c_str(), formatBytes(pool_.liveBytes()).c_str(), limit.c_str());
@@ -165,6 +170,10 @@ diffit_device_info Device::info() const {
   return info;
 }
 
+bool Device::deviceMemory(int64_t *freeBytes, int64_t *totalBytes) const {
+  return backend_->memory && backend_->memory(context_, freeBytes, totalBytes) == DIFFIT_OK;
+}
+
 /* ---- promises --------------------------------------------------------------------------------- */
 
 std::unique_ptr<Completion> Device::promise(napi_value result, napi_value *promise) {
@@ -199,6 +208,8 @@ void Device::onSettled(napi_env env, napi_value, void *self, void *data) {
   if (completion->result) {
     napi_get_reference_value(env, completion->result, &value);
     napi_delete_reference(env, completion->result);
+  } else if (!isnan(completion->number)) {
+    value = makeNumber(env, completion->number);
   } else {
     napi_get_undefined(env, &value);
   }
