@@ -23,6 +23,7 @@ export {
 export * as diffusion from './diffusion/index.js';
 export type { DType, TensorData } from './dtype.js';
 export * from './errors.js';
+export { graphStats, setGraphs } from './graph.js';
 export * as io from './io/index.js';
 export * as models from './models/index.js';
 export * as nn from './nn/index.js';

@@ -39,6 +39,13 @@ export interface NativeMemory {
   deviceTotalBytes?: number;
 }
 
+/** Spans of operations so far: captured as graphs, replayed, and run plainly. */
+export interface NativeGraphStats {
+  captured: number;
+  replayed: number;
+  plain: number;
+}
+
 type Scalar = number;
 type Ids = readonly TensorId[];
 
@@ -241,6 +248,12 @@ export interface NativeAddon {
   mark(device: DeviceId, slot: number): void;
   /** Resolves with the device's milliseconds between two marks once both have passed; rejects with an earlier failure. */
   elapsed(device: DeviceId, from: number, to: number): Promise<number>;
+  /** What is enqueued up to endSpan() is replayed as one when it is the same as before under this key; see native/binding/replay.h. */
+  beginSpan(device: DeviceId, key: number): void;
+  endSpan(device: DeviceId): void;
+  /** Drops the graphs of a key. */
+  forgetSpans(device: DeviceId, key: number): void;
+  graphStats(device: DeviceId): NativeGraphStats;
   memory(device: DeviceId): NativeMemory;
   resetPeak(device: DeviceId): void;
   setMemoryLimit(device: DeviceId, bytes: number): void;

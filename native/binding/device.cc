@@ -75,10 +75,9 @@ void Device::close() {
   for (void *block : pool_.evict(0)) backend_->free(context_, block);
   for (Buffer *buffer : buffers_) {
     backend_->free(context_, buffer->data);
-    pool_.put(nullptr, buffer->block, buffer->bytes);
+    pool_.lose(buffer->block, buffer->bytes);
     delete buffer;
   }
-  pool_.evict(0);
   tellV8();
   backend_->destroy(context_);
   context_ = nullptr;

@@ -203,6 +203,68 @@ napi_value elapsed(napi_env env, napi_callback_info info) {
   return promise;
 }
 
+/* ---- spans of operations that may be replayed (replay.h) -------------------------------------- */
+
+struct BeginSpanJob final : Job {
+  double key;
+  explicit BeginSpanJob(double k) : key(k) {}
+  void run(Executor &) override {}
+  double opensSpan() const override { return key; }
+};
+struct EndSpanJob final : Job {
+  void run(Executor &) override {}
+  bool closesSpan() const override { return true; }
+};
+struct ForgetSpansJob final : Job {
+  double key;
+  explicit ForgetSpansJob(double k) : key(k) {}
+  void run(Executor &executor) override { executor.replays->forget(executor, key); }
+};
+
+/* The device and the key of a call; nullptr and an exception. */
+Device *getSpan(napi_env env, const Arguments<2> &arguments, const char *what, int64_t *key) {
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], what);
+  return device && getInteger(env, arguments[1], what, 0, INT64_MAX, key) ? device : nullptr;
+}
+
+/* beginSpan(device, key) */
+napi_value beginSpan(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  int64_t key;
+  if (Device *device = getSpan(env, arguments, "beginSpan", &key)) device->queue().add(BeginSpanJob((double)key));
+  return nullptr;
+}
+
+/* endSpan(device) */
+napi_value endSpan(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "endSpan: the device");
+  if (device) device->queue().add(EndSpanJob());
+  return nullptr;
+}
+
+/* forgetSpans(device, key) */
+napi_value forgetSpans(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  int64_t key;
+  if (Device *device = getSpan(env, arguments, "forgetSpans", &key)) device->queue().add(ForgetSpansJob((double)key));
+  return nullptr;
+}
+
+/* graphStats(device): NativeGraphStats */
+napi_value graphStats(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "graphStats: the device");
+  if (!device) return nullptr;
+  const Replays::Stats stats = device->queue().replayStats();
+  napi_value result;
+  napi_create_object(env, &result);
+  napi_set_named_property(env, result, "captured", makeNumber(env, (double)stats.captured));
+  napi_set_named_property(env, result, "replayed", makeNumber(env, (double)stats.replayed));
+  napi_set_named_property(env, result, "plain", makeNumber(env, (double)stats.plain));
+  return result;
+}
+
 }  // namespace
 
 bool addDeviceFunctions(napi_env env, Environment *environment, napi_value exports) {
@@ -218,6 +280,10 @@ bool addDeviceFunctions(napi_env env, Environment *environment, napi_value expor
       method("synchronize", synchronize, environment),
       method("mark", mark, environment),
       method("elapsed", elapsed, environment),
+      method("beginSpan", beginSpan, environment),
+      method("endSpan", endSpan, environment),
+      method("forgetSpans", forgetSpans, environment),
+      method("graphStats", graphStats, environment),
   };
   return napi_define_properties(env, exports, sizeof methods / sizeof methods[0], methods) == napi_ok;
 }
