@@ -127,7 +127,8 @@ export async function synchronize(name: DeviceName = defaultName): Promise<void>
   }
 }
 
-const freeMarks = Array.from({ length: 1024 }, (_, slot) => slot);
+/** Of the backend's 1024 marks, which each device has; the last one is synchronize()'s own. */
+const freeMarks = Array.from({ length: 1023 }, (_, slot) => slot);
 
 /**
  * Milliseconds that the device takes for what `fn` enqueues, measured by the device: from when it comes to the first of it to when the
@@ -138,7 +139,7 @@ export async function timeDevice(fn: () => unknown, name: DeviceName = defaultNa
   const marks = freeMarks.splice(-2);
   if (marks.length < 2) {
     freeMarks.push(...marks);
-    throw new OptionError('timeDevice: 512 measurements are under way; wait for some of them.');
+    throw new OptionError('timeDevice: too many measurements are under way; wait for some of them.');
   }
   try {
     const [from, to] = marks;
@@ -151,5 +152,42 @@ export async function timeDevice(fn: () => unknown, name: DeviceName = defaultNa
     throw fromNative(error);
   } finally {
     freeMarks.push(...marks);
+  }
+}
+
+/** Keeps a loop at most one turn ahead of its device. @internal */
+export class Pace {
+  private readonly id: DeviceId;
+  private readonly marks = freeMarks.splice(-2);
+  private turns = 0;
+
+  constructor(name: DeviceName) {
+    this.id = deviceId(name);
+  }
+
+  /** Resolves when all that was enqueued before the previous call is done; rejects with an earlier failure. */
+  async turn(): Promise<void> {
+    const now = this.turns++ % 2;
+    const before = this.turns > 1 ? 1 - now : now;
+    if (this.marks.length < 2) return this.catchUp(); // hundreds of loops at once
+    native.mark(this.id, this.marks[now]);
+    try {
+      await native.elapsed(this.id, this.marks[before], this.marks[before]);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  /** Resolves when everything is done. */
+  async catchUp(): Promise<void> {
+    try {
+      await native.synchronize(this.id);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  dispose(): void {
+    freeMarks.push(...this.marks.splice(0));
   }
 }

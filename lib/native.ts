@@ -171,6 +171,31 @@ export interface NativeOps {
   ): void;
   philox(y: TensorId, kind: Scalar, seed: Scalar, stream: Scalar, firstSample: Scalar): void;
   dropout(x: TensorId, y: TensorId, p: Scalar, seed: Scalar, stream: Scalar, firstSample: Scalar): void;
+  sampler_step(
+    x: TensorId,
+    output: TensorId,
+    a: TensorId,
+    b: TensorId,
+    noise: TensorId,
+    y: TensorId,
+    denoised: TensorId,
+    scaled: TensorId,
+    guided: Scalar,
+    scale: Scalar,
+    denoisedX: Scalar,
+    denoisedF: Scalar,
+    clip: Scalar,
+    yX: Scalar,
+    yD: Scalar,
+    yA: Scalar,
+    yB: Scalar,
+    sigma: Scalar,
+    spread: Scalar,
+    scaledBy: Scalar,
+    seed: Scalar,
+    stream: Scalar,
+    firstSample: Scalar,
+  ): void;
   adam(
     params: Ids,
     grads: Ids,
@@ -263,7 +288,7 @@ export interface NativeAddon {
 }
 
 /** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
-const expectedAbiVersion = 3;
+const expectedAbiVersion = 4;
 
 const require = createRequire(import.meta.url);
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');

@@ -130,7 +130,16 @@ struct SynchronizeJob final : Job {
   Device *device;
   std::unique_ptr<Completion> completion;
   SynchronizeJob(Device *d, std::unique_ptr<Completion> c) : device(d), completion(std::move(c)) {}
-  void run(Executor &executor) override { device->settle(std::move(completion), executor); }
+  void run(Executor &executor) override {
+    const diffit_backend *backend = executor.backend;
+    constexpr int32_t kMark = DIFFIT_MARKS - 1; /* lib/device.ts leaves it to us */
+    if (backend->mark) {
+      double nothing;
+      executor.check(backend->mark(executor.context, kMark), "synchronize");
+      executor.check(backend->elapsed(executor.context, kMark, kMark, &nothing), "synchronize");
+    }
+    device->settle(std::move(completion), executor);
+  }
 };
 
 /* synchronize(device): Promise<void> */

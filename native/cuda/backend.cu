@@ -215,7 +215,7 @@ diffit_status elapsed(diffit_context *ctx, int32_t from, int32_t to, double *mil
   TRY(check(ctx, cudaEventSynchronize(ctx->marks[to]), "A kernel or a copy"));
   TRY(check(ctx, cudaEventElapsedTime(&time, ctx->marks[from], ctx->marks[to]), "The time between two marks"));
   *milliseconds = time;
-  return DIFFIT_OK;
+  return reportBadIndex(ctx);
 }
 
 const char *error(diffit_context *ctx) { return ctx->error; }

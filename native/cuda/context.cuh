@@ -12,7 +12,7 @@
 
 constexpr int kScratchSlots = 4;
 
-/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next copy to the host. */
+/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next wait for the device. */
 struct diffit_bad_index {
   int taken;
   const char *op; /* a literal of the host's; the device only carries it */
@@ -52,6 +52,8 @@ void *scratch(diffit_context *ctx, int slot, size_t bytes);
 diffit_status upload(diffit_context *ctx, void *device, const void *host, size_t bytes);
 diffit_status download(diffit_context *ctx, void *host, const void *device, size_t bytes);
 void freeStaging(diffit_context *ctx);
+/* The first bad index that a kernel met, as the failure of whoever has waited for the device. */
+diffit_status reportBadIndex(diffit_context *ctx);
 diffit_status captureBegin(diffit_context *ctx);
 diffit_status captureEnd(diffit_context *ctx, void **graph);
 diffit_status replay(diffit_context *ctx, void *graph);

@@ -50,7 +50,8 @@ diffit_status prepare(diffit_context *ctx) {
   return ctx->staging ? DIFFIT_OK : fail(ctx, DIFFIT_OUT_OF_MEMORY, "There is no memory for the state of copies.");
 }
 
-/* The first bad index that a kernel met, as the failure of the copy that found it. */
+}  // namespace
+
 diffit_status reportBadIndex(diffit_context *ctx) {
   if (!ctx->badIndex->taken) return DIFFIT_OK;
   const diffit_bad_index bad = *ctx->badIndex;
@@ -58,8 +59,6 @@ diffit_status reportBadIndex(diffit_context *ctx) {
   return fail(ctx, DIFFIT_INVALID, "%s: index %lld at position %lld; expected 0 to %lld", bad.op, (long long)bad.value,
               (long long)bad.position, (long long)bad.limit - 1);
 }
-
-}  // namespace
 
 diffit_status upload(diffit_context *ctx, void *device, const void *host, size_t bytes) {
   if (bytes == 0) return DIFFIT_OK;
