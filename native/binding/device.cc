@@ -127,11 +127,16 @@ Buffer *Device::allocate(size_t bytes) {
   if (!data) {
     tellV8();
     int64_t freeBytes, totalBytes;
-    if (backend_->memory && backend_->memory(context_, &freeBytes, &totalBytes) != DIFFIT_OK) {
-      fail(env_, codeOf(DIFFIT_DEVICE_FAULT), "The device %s has failed and gives no memory any more.", name_.c_str());
+    const bool told = backend_->memory;
+    if (told && backend_->memory(context_, &freeBytes, &totalBytes) != DIFFIT_OK) {
+      fail(env_, codeOf(DIFFIT_DEVICE_FAULT),
+           "The device %s has failed, and this process cannot use it again: start a new one.", name_.c_str());
       return nullptr;
     }
-    const std::string limit = pool_.limit ? "the limit is " + formatBytes(pool_.limit) : "there is no limit";
+    const std::string limit = pool_.limit ? "the limit is " + formatBytes(pool_.limit)
+                              : told      ? "of the device's " + formatBytes((uint64_t)totalBytes) + ", " +
+                                           formatBytes((uint64_t)freeBytes) + " are free"
+                                     : "there is no limit";
     fail(env_, codeOf(DIFFIT_OUT_OF_MEMORY), "There is no memory for %s more on %s: %s are live, %s.",
          formatBytes(bytes).c_str(), name_.c_str(), formatBytes(pool_.liveBytes()).c_str(), limit.c_str());
     return nullptr;
