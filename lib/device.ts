@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { DeviceError, fromNative, OptionError, unknownName } from './errors.js';
 import { backendLibrary, type DeviceId, type NativeMemory, native } from './native.js';
 
-/** 'cpu', 'cpu:avx2' (one code path), 'cuda', 'cuda:1', 'cuda-emulated'. */
+/** 'cpu', 'cpu:avx2' (one code path), 'cuda' (the first GPU, as 'cuda:0'), 'cuda:1', 'cuda-emulated'. */
 export type DeviceName = string;
 
 /** What `diffit info` prints of a device. */
@@ -17,12 +17,14 @@ export interface DeviceDescription {
   threads?: number;
   /** Bytes of device memory; 0 where unknown. */
   memory?: number;
+  /** Bytes of it that no process uses; missing where unknown. */
+  deviceFreeBytes?: number;
   /** One sentence saying why not, when unavailable. */
   reason?: string;
 }
 
 const opened = new Map<DeviceName, DeviceId>();
-const namePattern = /^(cpu(:[a-z0-9]+)?|cuda(:\d+)?|cuda-emulated)$/;
+const namePattern = /^(cpu(:[a-z0-9]+)?|cuda(-emulated)?(:\d+)?)$/;
 let threads = 0;
 let defaultName: DeviceName = 'cpu';
 
@@ -42,22 +44,32 @@ export function deviceId(name: DeviceName): DeviceId {
   }
 }
 
+/** The one name of a device: the first of its kind goes without a number. */
+export function canonicalName(name: DeviceName): DeviceName {
+  return typeof name === 'string' && /^cuda.*:0+$/.test(name) ? name.slice(0, name.indexOf(':')) : name;
+}
+
 /** The shared library of a device's backend; '' for the CPU's, which is in the addon. Throws DeviceError when there is none. */
 function libraryOf(name: DeviceName): string {
   if (!name.startsWith('cuda')) return '';
-  const emulated = name === 'cuda-emulated';
+  const emulated = name.startsWith('cuda-emulated');
   const path = backendLibrary(emulated ? 'cuda_emulated' : 'cuda');
   if (existsSync(path)) return path;
   const advice = emulated ? 'In a clone, "npm run build:emulator" makes it.' : 'Use "cpu".';
   throw new DeviceError(`Device "${name}" is not available: this build of diffit has no ${path}. ${advice}`);
 }
 
-/** Devices of this machine, available or not. Opens each. */
+/** Devices of this machine: the CPU and every GPU, or why there is none ('cuda'). Opens each. */
 export function devices(): DeviceDescription[] {
-  return ['cpu', 'cuda'].map((name) => {
+  const library = backendLibrary('cuda');
+  const gpus = existsSync(library) ? native.countDevices('cuda', library) : 0;
+  const names = gpus === 0 ? ['cuda'] : Array.from({ length: gpus }, (_, i) => `cuda:${i}`);
+  return ['cpu', ...names].map((name) => {
     try {
-      const { name: model, variant, threads, memory } = native.deviceInfo(deviceId(name));
-      return { name, available: true, model, variant, threads, memory };
+      const id = deviceId(name);
+      const { name: model, variant, threads, memory } = native.deviceInfo(id);
+      const { deviceFreeBytes } = native.memory(id);
+      return { name, available: true, model, variant, threads, memory, deviceFreeBytes };
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
       return { name, available: false, reason: error.message };
@@ -73,7 +85,7 @@ export function cpuVariants(): DeviceName[] {
 /** Sets where tensors are made when no device is given. Opens it, so a missing device is an error here. */
 export function setDefaultDevice(name: DeviceName): void {
   deviceId(name);
-  defaultName = name;
+  defaultName = canonicalName(name);
 }
 
 export function defaultDevice(): DeviceName {
@@ -88,7 +100,7 @@ export function setNumThreads(count: number): void {
   threads = count;
 }
 
-/** Live buffers and bytes, the pool's size, the peak. */
+/** Live buffers and bytes, the pool's size, the peak; and what the whole device has free, where it tells. */
 export function memory(name: DeviceName = defaultName): NativeMemory {
   return native.memory(deviceId(name));
 }
@@ -112,5 +124,70 @@ export async function synchronize(name: DeviceName = defaultName): Promise<void>
     await native.synchronize(deviceId(name));
   } catch (error) {
     throw fromNative(error);
+  }
+}
+
+/** Of the backend's 1024 marks, which each device has; the last one is synchronize()'s own. */
+const freeMarks = Array.from({ length: 1023 }, (_, slot) => slot);
+
+/**
+ * Milliseconds that the device takes for what `fn` enqueues, measured by the device: from when it comes to the first of it to when the
+ * last is done. What other tasks enqueue meanwhile counts too, so keep `fn` synchronous where there are any.
+ */
+export async function timeDevice(fn: () => unknown, name: DeviceName = defaultName): Promise<number> {
+  const id = deviceId(name);
+  const marks = freeMarks.splice(-2);
+  if (marks.length < 2) {
+    freeMarks.push(...marks);
+    throw new OptionError('timeDevice: too many measurements are under way; wait for some of them.');
+  }
+  try {
+    const [from, to] = marks;
+    native.mark(id, from);
+    const result = fn();
+    if (result instanceof Promise) await result;
+    native.mark(id, to);
+    return await native.elapsed(id, from, to);
+  } catch (error) {
+    throw fromNative(error);
+  } finally {
+    freeMarks.push(...marks);
+  }
+}
+
+/** Keeps a loop at most one turn ahead of its device. @internal */
+export class Pace {
+  private readonly id: DeviceId;
+  private readonly marks = freeMarks.splice(-2);
+  private turns = 0;
+
+  constructor(name: DeviceName) {
+    this.id = deviceId(name);
+  }
+
+  /** Resolves when all that was enqueued before the previous call is done; rejects with an earlier failure. */
+  async turn(): Promise<void> {
+    const now = this.turns++ % 2;
+    const before = this.turns > 1 ? 1 - now : now;
+    if (this.marks.length < 2) return this.catchUp(); // hundreds of loops at once
+    native.mark(this.id, this.marks[now]);
+    try {
+      await native.elapsed(this.id, this.marks[before], this.marks[before]);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  /** Resolves when everything is done. */
+  async catchUp(): Promise<void> {
+    try {
+      await native.synchronize(this.id);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  dispose(): void {
+    freeMarks.push(...this.marks.splice(0));
   }
 }

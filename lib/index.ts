@@ -17,11 +17,13 @@ export {
   setMemoryLimit,
   setNumThreads,
   synchronize,
+  timeDevice,
   trimMemory,
 } from './device.js';
 export * as diffusion from './diffusion/index.js';
 export type { DType, TensorData } from './dtype.js';
 export * from './errors.js';
+export { graphStats, setGraphs } from './graph.js';
 export * as io from './io/index.js';
 export * as models from './models/index.js';
 export * as nn from './nn/index.js';

@@ -34,6 +34,16 @@ export interface NativeMemory {
   limitBytes: number;
   /** Operations enqueued and not yet finished. */
   queued: number;
+  /** Of the whole device, all processes together, now; missing where it does not tell. */
+  deviceFreeBytes?: number;
+  deviceTotalBytes?: number;
+}
+
+/** Spans of operations so far: captured as graphs, replayed, and run plainly. */
+export interface NativeGraphStats {
+  captured: number;
+  replayed: number;
+  plain: number;
 }
 
 type Scalar = number;
@@ -161,6 +171,31 @@ export interface NativeOps {
   ): void;
   philox(y: TensorId, kind: Scalar, seed: Scalar, stream: Scalar, firstSample: Scalar): void;
   dropout(x: TensorId, y: TensorId, p: Scalar, seed: Scalar, stream: Scalar, firstSample: Scalar): void;
+  sampler_step(
+    x: TensorId,
+    output: TensorId,
+    a: TensorId,
+    b: TensorId,
+    noise: TensorId,
+    y: TensorId,
+    denoised: TensorId,
+    scaled: TensorId,
+    guided: Scalar,
+    scale: Scalar,
+    denoisedX: Scalar,
+    denoisedF: Scalar,
+    clip: Scalar,
+    yX: Scalar,
+    yD: Scalar,
+    yA: Scalar,
+    yB: Scalar,
+    sigma: Scalar,
+    spread: Scalar,
+    scaledBy: Scalar,
+    seed: Scalar,
+    stream: Scalar,
+    firstSample: Scalar,
+  ): void;
   adam(
     params: Ids,
     grads: Ids,
@@ -196,6 +231,8 @@ export interface NativeAddon {
    * Throws DIFFIT_NO_DEVICE with one plain sentence saying why it cannot be had.
    */
   openDevice(spec: string, libraryPath: string, threads: number): DeviceId;
+  /** How many devices of a kind ('cuda') there are; 0 also where there is no library or driver. */
+  countDevices(spec: string, libraryPath: string): number;
   deviceInfo(device: DeviceId): NativeDeviceInfo;
   /** CPU variants this machine can run, best first. */
   cpuVariants(): string[];
@@ -232,6 +269,16 @@ export interface NativeAddon {
   read(id: TensorId): Promise<ArrayBuffer>;
   /** Resolves when everything enqueued so far is done; rejects with an earlier failure. */
   synchronize(device: DeviceId): Promise<void>;
+  /** Puts mark `slot` (0 to 1023) behind everything enqueued so far. */
+  mark(device: DeviceId, slot: number): void;
+  /** Resolves with the device's milliseconds between two marks once both have passed; rejects with an earlier failure. */
+  elapsed(device: DeviceId, from: number, to: number): Promise<number>;
+  /** What is enqueued up to endSpan() is replayed as one when it is the same as before under this key; see native/binding/replay.h. */
+  beginSpan(device: DeviceId, key: number): void;
+  endSpan(device: DeviceId): void;
+  /** Drops the graphs of a key. */
+  forgetSpans(device: DeviceId, key: number): void;
+  graphStats(device: DeviceId): NativeGraphStats;
   memory(device: DeviceId): NativeMemory;
   resetPeak(device: DeviceId): void;
   setMemoryLimit(device: DeviceId, bytes: number): void;
@@ -241,7 +288,7 @@ export interface NativeAddon {
 }
 
 /** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
-const expectedAbiVersion = 3;
+const expectedAbiVersion = 4;
 
 const require = createRequire(import.meta.url);
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');

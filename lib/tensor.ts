@@ -7,7 +7,7 @@
  * dtype, f32 when those differ, and sums are f32.
  */
 
-import { type DeviceName, defaultDevice, deviceId } from './device.js';
+import { canonicalName, type DeviceName, defaultDevice, deviceId } from './device.js';
 import { type DType, dtypeNumber, dtypeOf, isFloat, itemSize, type TensorData, toTyped, typedView } from './dtype.js';
 import { DeviceError, DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
 import { native, type TensorId } from './native.js';
@@ -77,7 +77,7 @@ export class Tensor implements Disposable {
     const [a, b, c, d, e, f] = shape;
     try {
       const id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
-      return new Tensor(new Handle(id), [...shape], dtype, device);
+      return new Tensor(new Handle(id), [...shape], dtype, canonicalName(device));
     } catch (error) {
       throw fromNative(error);
     }

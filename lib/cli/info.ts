@@ -33,9 +33,14 @@ export async function info(terminal: Terminal): Promise<number> {
     devices,
   });
   terminal.print(`addon: ABI ${abiVersion}, ${opNames.length} operations`);
-  for (const { name, available, model, variant, threads, memory, reason } of devices) {
-    if (!available) terminal.print(`${name}: not available. ${reason}`);
-    else terminal.print(`${name}: ${model}, ${variant}, ${threads} threads${memory ? `, ${gib(memory)}` : ''}`);
+  for (const { name, available, model, variant, threads, memory, deviceFreeBytes, reason } of devices) {
+    if (!available) {
+      terminal.print(`${name}: not available. ${reason}`);
+      continue;
+    }
+    const units = name.startsWith('cuda') ? 'multiprocessors' : 'threads';
+    const free = deviceFreeBytes === undefined ? '' : ` (${gib(deviceFreeBytes)} free)`;
+    terminal.print(`${name}: ${model}, ${variant}, ${threads} ${units}${memory ? `, ${gib(memory)}${free}` : ''}`);
   }
   terminal.print(`CPU code paths: ${cpuVariants.join(', ')}`);
   return 0;

@@ -1,9 +1,8 @@
 /** DDIM (Song et al. 2021, arXiv 2010.02502, Eq. 12): deterministic for eta 0, ancestral sampling's variance for eta 1. */
 import { OptionError } from '../errors.js';
-import { linearCombination } from '../ops/elementwise.js';
 import type { Tensor } from '../tensor.js';
 import type { GaussianNetwork } from './gaussian.js';
-import { type GaussianSamplerOptions, type GaussianState, sampleGaussian } from './gaussian-sampler.js';
+import { type GaussianSamplerOptions, type GaussianState, gaussianStep, sampleGaussian } from './gaussian-sampler.js';
 import type { Advance, SamplerStep } from './sampler.js';
 
 /** Options of {@link sampleDdim}. */
@@ -28,16 +27,14 @@ export async function* sampleDdim(
 }
 
 /** One step; eps is computed again from the predicted clean image, so that clamping that one acts on both. */
-export function ddimStep({ ddpm, output, x, t, clipDenoised, noise }: GaussianState, eta: number): Advance {
-  const denoised = ddpm.predictXStart(ddpm.split(output, x).eps, x, t, { clipDenoised });
+export function ddimStep(state: GaussianState, eta: number): Advance {
+  const { ddpm, t, noise } = state;
   const [a, aPrev] = [ddpm.alphasCumprod[t], ddpm.alphasCumprodPrev[t]];
   const sigma = eta * Math.sqrt(((1 - aPrev) / (1 - a)) * (1 - a / aPrev));
   // x_(t-1) = sqrt(aPrev) x0 + direction eps + sigma noise, with eps = (x - sqrt(a) x0) / sqrt(1 - a)
   const direction = Math.sqrt(Math.max(1 - aPrev - sigma * sigma, 0) / (1 - a));
-  const terms: [number, Tensor][] = [
-    [direction, x],
-    [Math.sqrt(aPrev) - direction * Math.sqrt(a), denoised],
-  ];
-  if (sigma > 0) terms.push([sigma, noise()]);
-  return { sample: linearCombination(terms), denoised };
+  return gaussianStep(state, {
+    next: [direction, Math.sqrt(aPrev) - direction * Math.sqrt(a)],
+    noise: sigma > 0 ? { sigma, from: noise() } : undefined,
+  });
 }

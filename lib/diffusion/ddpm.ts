@@ -1,8 +1,7 @@
 /** Ancestral sampling (Ho et al. 2020, Algorithm 2) with the learned variance (Nichol & Dhariwal 2021). */
-import { add, affine, mul } from '../ops/elementwise.js';
 import type { Tensor } from '../tensor.js';
 import type { GaussianNetwork } from './gaussian.js';
-import { type GaussianSamplerOptions, type GaussianState, sampleGaussian } from './gaussian-sampler.js';
+import { type GaussianSamplerOptions, type GaussianState, gaussianStep, sampleGaussian } from './gaussian-sampler.js';
 import type { Advance, SamplerStep } from './sampler.js';
 
 /**
@@ -19,8 +18,10 @@ export async function* sampleDdpm(
 }
 
 /** x_(t-1) ~ p(x_(t-1) | x_t); its mean at t = 0. */
-export function ddpmStep({ ddpm, output, x, t, clipDenoised, noise }: GaussianState): Advance {
-  const { mean, logVariance, xStart } = ddpm.pMeanVariance(output, x, t, { clipDenoised });
-  if (t === 0) return { sample: mean, denoised: xStart };
-  return { sample: add(mean, mul(noise(), affine(logVariance, 0.5, 0).exp())), denoised: xStart };
+export function ddpmStep(state: GaussianState): Advance {
+  const { ddpm, t, noise } = state;
+  return gaussianStep(state, {
+    next: [ddpm.posteriorMeanCoef2[t], ddpm.posteriorMeanCoef1[t]],
+    noise: t === 0 ? undefined : { ...ddpm.deviation(t), from: noise() },
+  });
 }

@@ -2,10 +2,9 @@
  * DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): the probability-flow ODE of the predicted clean image,
  * solved over lambda = ln(alpha / sigma), second order from the predictions of two neighbouring steps.
  */
-import { linearCombination } from '../ops/elementwise.js';
 import type { Tensor } from '../tensor.js';
 import type { GaussianDiffusion, GaussianNetwork } from './gaussian.js';
-import { type GaussianSamplerOptions, type GaussianState, sampleGaussian } from './gaussian-sampler.js';
+import { type GaussianSamplerOptions, type GaussianState, gaussianStep, sampleGaussian } from './gaussian-sampler.js';
 import type { Advance, SamplerStep } from './sampler.js';
 
 /**
@@ -28,19 +27,18 @@ export async function* sampleDpmSolver(
 }
 
 /** x_(t-1) = sigma_(t-1) / sigma_t x - alpha_(t-1) (e^-h - 1) D, D the prediction, extrapolated where there are two. */
-export function dpmSolverStep({ ddpm, output, x, t, clipDenoised, previous }: GaussianState): Advance {
-  const denoised = ddpm.predictXStart(ddpm.split(output, x).eps, x, t, { clipDenoised });
+export function dpmSolverStep(state: GaussianState): Advance {
+  const { ddpm, t, previous } = state;
   const [a, aPrev] = [ddpm.alphasCumprod[t], ddpm.alphasCumprodPrev[t]];
   const h = lambda(ddpm, t - 1) - lambda(ddpm, t);
   const gain = -Math.sqrt(aPrev) * Math.expm1(-h);
-  const terms: [number, Tensor][] = [[Math.sqrt((1 - aPrev) / (1 - a)), x]];
-  if (previous && t > 1) {
-    const extrapolation = h / (2 * (lambda(ddpm, t) - lambda(ddpm, t + 1))); // 1 / (2 r)
-    terms.push([gain * (1 + extrapolation), denoised], [-gain * extrapolation, previous]);
-  } else {
-    terms.push([gain, denoised]);
-  }
-  return { sample: linearCombination(terms), denoised };
+  const fromX = Math.sqrt((1 - aPrev) / (1 - a));
+  if (!previous || t <= 1) return gaussianStep(state, { next: [fromX, gain] });
+  const extrapolation = h / (2 * (lambda(ddpm, t) - lambda(ddpm, t + 1))); // 1 / (2 r)
+  return gaussianStep(state, {
+    next: [fromX, gain * (1 + extrapolation)],
+    plus: [[-gain * extrapolation, previous]],
+  });
 }
 
 /** ln(alpha / sigma) at timestep index t; infinite for the clean image, t = -1. */

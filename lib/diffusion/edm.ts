@@ -3,12 +3,14 @@
  * schedule (Eq. 5) and the 2nd-order Heun sampler with churn (Algorithm 2). Images are NCHW; sigma is per sample.
  */
 import { OptionError } from '../errors.js';
-import { guidanceScale, guide } from '../nn/guidance.js';
-import { affine, linearCombination, mul, sub, unary } from '../ops/elementwise.js';
-import { concat, reshape, slice } from '../ops/index.js';
-import { randn } from '../ops/random.js';
+import { replayed } from '../graph.js';
+import { guidanceScaleAt } from '../nn/guidance.js';
+import { checkInteger } from '../ops/check.js';
+import { affine, mul, sub, unary } from '../ops/elementwise.js';
+import { concat, reshape } from '../ops/index.js';
 import { mean } from '../ops/reduce.js';
-import { noGrad, scope } from '../scope.js';
+import { type Guidance, samplerStep } from '../ops/sampler.js';
+import { keep, noGrad, scope } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
 import { type Advance, runSampler, type SamplerStep } from './sampler.js';
 
@@ -47,6 +49,13 @@ function precondition(sigma: Tensor, sd: number): Record<'cSkip' | 'cOut' | 'cIn
     cIn: norm,
     cNoise: affine(sigma.log(), 0.25, 0),
   };
+}
+
+/** The same for one level. */
+function scalings(sigma: number, sd: number): Record<'cSkip' | 'cOut' | 'cIn' | 'cNoise', number> {
+  const total = sigma * sigma + sd * sd;
+  const cIn = 1 / Math.sqrt(total);
+  return { cSkip: (sd * sd) / total, cOut: sigma * sd * cIn, cIn, cNoise: Math.log(sigma) / 4 };
 }
 
 /** Options of {@link edmLoss}. */
@@ -138,82 +147,108 @@ export async function* sampleEdm(
   options: SampleEdmOptions = {},
 ): AsyncGenerator<SamplerStep> {
   const { steps = 18, sigmaMin, sigmaMax, rho, churn = 0, sMin = 0, sMax = Number.POSITIVE_INFINITY, signal } = options;
-  const { cfgScale = 1 } = options;
-  const denoiser = cfgScale === 1 ? network : guided(network, cfgScale);
   const sigmas = edmSigmas(steps, sigmaMin, sigmaMax, rho);
-  const step = (x: Tensor, i: number): Advance => {
-    const gamma = sigmas[i] >= sMin && sigmas[i] <= sMax ? Math.min(churn / steps, Math.SQRT2 - 1) : 0;
-    return heunStep(denoiser, x, sigmas[i], sigmas[i + 1], gamma, i, options);
-  };
-  yield* runSampler(() => affine(noise, sigmas[0], 0), steps, step, signal);
+  const gammas = sigmas.map((s) => (s >= sMin && s <= sMax ? Math.min(churn / steps, Math.SQRT2 - 1) : 0));
+  checkInteger('sampleEdm', 'seed', options.seed ?? 0, 0);
+  checkInteger('sampleEdm', 'firstSample', options.firstSample ?? 0, 0);
+  const evaluator = new Evaluator(network, noise, options);
+  const advance = (x: Tensor, i: number, before?: Advance): Advance =>
+    heunStep(evaluator, { x, input: before?.input, i, sigmas, gammas }, options);
+  try {
+    yield* runSampler(() => affine(noise, sigmas[0], 0), steps, advance, signal);
+  } finally {
+    evaluator.dispose();
+  }
+}
+
+/** Where a step starts: the state, its scaled form where there is one, and the levels of all steps. */
+interface HeunState {
+  x: Tensor;
+  input?: Tensor;
+  i: number;
+  sigmas: readonly number[];
+  gammas: readonly number[];
 }
 
 /** One step from sigma to the next level; the last one (to 0) is Euler's. */
-function heunStep(
-  network: EdmNetwork,
-  x: Tensor,
-  sigma: number,
-  next: number,
-  gamma: number,
-  step: number,
-  options: SampleEdmOptions,
-): Advance {
-  const { labels, sigmaData, sNoise = 1, seed = 0, firstSample = 0 } = options;
-  const { churnNoise = (i) => randn(x.shape, { seed, stream: i + 1, firstSample, device: x.device }) } = options;
-  const level = (s: number): Tensor => full([x.shape[0]], s, { device: x.device });
-  const hat = sigma + gamma * sigma;
-  const raised = Math.sqrt(hat * hat - sigma * sigma) * sNoise;
-  const xHat =
-    gamma > 0
-      ? linearCombination([
-          [1, x],
-          [raised, churnNoise(step)],
-        ])
-      : x;
-  const denoised = denoise(network, xHat, level(hat), { labels, sigmaData });
+function heunStep(evaluator: Evaluator, state: HeunState, options: SampleEdmOptions): Advance {
+  const { x, input, i, sigmas, gammas } = state;
+  const { sigmaData = defaultSigmaData, sNoise = 1, seed = 0, firstSample = 0, churnNoise } = options;
+  const [sigma, next] = [sigmas[i], sigmas[i + 1]];
+  const { guidance } = evaluator;
+  const hat = sigma + gammas[i] * sigma;
+  const here = scalings(hat, sigmaData);
+  const start = (): { sample: Tensor; scaled?: Tensor } => {
+    if (gammas[i] === 0) return { sample: x, scaled: input ?? affine(x, here.cIn, 0) };
+    const raised = Math.sqrt(hat * hat - sigma * sigma) * sNoise;
+    const from = churnNoise?.(i) ?? { seed, stream: i + 1, firstSample };
+    return samplerStep(x, x, { next: [1, 0], noise: { sigma: raised, from }, scaledBy: here.cIn });
+  };
+  const { sample: xHat, scaled: xIn } = start();
   // x + (next - hat) d with d = (x - D) / hat
   const ratio = (next - hat) / hat;
-  const euler = linearCombination([
-    [1 + ratio, xHat],
-    [-ratio, denoised],
-  ]);
-  if (next === 0) return { sample: euler, denoised };
-  const corrected = denoise(network, euler, level(next), { labels, sigmaData });
+  const euler = samplerStep(xHat, evaluator.at(xIn as Tensor, here.cNoise), {
+    guidance,
+    denoised: [here.cSkip, here.cOut],
+    next: [1 + ratio, -ratio],
+    scaledBy: next === 0 ? undefined : scalings(next, sigmaData).cIn,
+  });
+  const denoised = euler.denoised as Tensor;
+  if (next === 0) return { sample: euler.sample, denoised };
   // x + (next - hat) (d / 2 + d' / 2) with d' = (euler - D') / next
+  const there = scalings(next, sigmaData);
   const [half, halfNext] = [ratio / 2, (next - hat) / (2 * next)];
-  const first = linearCombination([
-    [1 + half, xHat],
-    [-half, denoised],
-  ]);
-  return {
-    sample: linearCombination([
-      [1, first],
-      [halfNext, euler],
-      [-halfNext, corrected],
-    ]),
-    denoised,
-  };
+  const { sample, scaled } = samplerStep(euler.sample, evaluator.at(euler.scaled as Tensor, there.cNoise), {
+    guidance,
+    denoised: [there.cSkip, there.cOut],
+    next: [halfNext, -halfNext],
+    plus: [
+      [1 + half, xHat],
+      [-half, denoised],
+    ],
+    scaledBy: gammas[i + 1] > 0 ? undefined : there.cIn,
+  });
+  return { sample, denoised, input: scaled };
 }
 
 /**
- * The network under guidance. D is linear in F with coefficients of the noise level alone, so guiding F guides D.
- * Both halves run as one batch. Throws OptionError unless the network has a null class and gets labels.
+ * The raw network for scaled inputs. D is linear in F with coefficients of the noise level alone, so guiding F guides D: both
+ * halves run as one batch, conditional first. Throws OptionError unless a network to be guided has a null class and gets labels.
  */
-function guided(network: EdmNetwork, cfgScale: number): EdmNetwork {
-  const { nullClass } = network;
-  if (nullClass === undefined) {
-    throw new OptionError('cfgScale needs a model with a null class: train it with classDropoutProb above 0.');
+class Evaluator {
+  readonly guidance?: Guidance;
+  private readonly labels?: Tensor;
+
+  constructor(
+    private readonly network: EdmNetwork,
+    noise: Tensor,
+    { cfgScale = 1, labels }: SampleEdmOptions,
+  ) {
+    this.labels = labels;
+    if (cfgScale === 1) return;
+    const { nullClass } = network;
+    if (nullClass === undefined) {
+      throw new OptionError('cfgScale needs a model with a null class: train it with classDropoutProb above 0.');
+    }
+    if (!labels) throw new OptionError('cfgScale needs labels.');
+    this.guidance = { scale: guidanceScaleAt(0, { cfgScale }), channels: noise.shape[1] };
+    this.labels = noGrad(() =>
+      scope(() => concat([labels, full(labels.shape, nullClass, { dtype: 'i64', device: labels.device })], 0)),
+    );
+    keep(this.labels); // it lives as long as the loop
   }
-  return {
-    forward(x, cNoise, labels) {
-      if (!labels) throw new OptionError('cfgScale needs labels.');
-      const batch = x.shape[0];
-      const nullLabels = full(labels.shape, nullClass, { dtype: 'i64', device: x.device });
-      const f = network.forward(concat([x, x], 0), concat([cNoise, cNoise], 0), concat([labels, nullLabels], 0));
-      const scale = guidanceScale(cNoise, { cfgScale });
-      return guide(slice(f, 0, 0, batch), slice(f, 0, batch, 2 * batch), scale, f.shape[1]);
-    },
-  };
+
+  at(input: Tensor, cNoise: number): Tensor {
+    const { network, guidance, labels } = this;
+    const level = full([(guidance ? 2 : 1) * input.shape[0]], cNoise, { device: input.device });
+    return replayed(network, input.device, () =>
+      network.forward(guidance ? concat([input, input], 0) : input, level, labels),
+    );
+  }
+
+  dispose(): void {
+    if (this.guidance) this.labels?.dispose();
+  }
 }
 
 /** [B] -> [B, 1, 1, 1]. */

@@ -3,10 +3,12 @@
  * the network with classifier-free guidance, and the random numbers of a step.
  */
 import { OptionError } from '../errors.js';
-import { guidanceScale, guide } from '../nn/guidance.js';
-import { checkShapeOf, checkTensors } from '../ops/check.js';
-import { concat, slice } from '../ops/index.js';
-import { randn } from '../ops/random.js';
+import { replayed } from '../graph.js';
+import { guidanceScaleAt } from '../nn/guidance.js';
+import { checkInteger, checkShapeOf, checkTensors } from '../ops/check.js';
+import { concat } from '../ops/index.js';
+import type { RandomKey } from '../ops/random.js';
+import { type Guidance, type SamplerStepOptions, samplerStep } from '../ops/sampler.js';
 import { keep } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
 import { GaussianDiffusion, type GaussianNetwork, type SteppedNetwork } from './gaussian.js';
@@ -40,15 +42,27 @@ export interface GaussianSamplerOptions {
 /** One step of a sampler, at timestep index t of `ddpm`. */
 export interface GaussianState {
   ddpm: GaussianDiffusion;
-  /** The network's output, guided; [B, 2C, H, W] (or C without learnSigma). */
+  /** The network's output [B, 2C, H, W] (or C without learnSigma); with guidance [2B, ...], conditional first. */
   output: Tensor;
+  guidance?: Guidance;
   x: Tensor;
   t: number;
   clipDenoised: boolean;
   /** `denoised` of the step before; none at the first. */
   previous?: Tensor;
-  /** Standard normal numbers of this step, shape of x. */
-  noise: () => Tensor;
+  /** Standard normal numbers of this step, shape of x, or the key of those to draw. */
+  noise: () => Tensor | Required<RandomKey>;
+}
+
+/** The step from a state to the next, `next`, `plus` and `noise` as in samplerStep(); D is the predicted clean image. */
+export function gaussianStep(
+  state: GaussianState,
+  options: Pick<SamplerStepOptions, 'next' | 'plus' | 'noise'>,
+): Advance {
+  const { ddpm, output, guidance, x, t, clipDenoised } = state;
+  ddpm.checkOutput(output, x, guidance ? 2 : 1);
+  const denoised = ddpm.xStartCoefficients(t);
+  return samplerStep(x, output, { guidance, denoised, clip: clipDenoised, ...options }) as Advance;
 }
 
 /** Walks from standard normal noise [B, C, H, W] through every timestep of the process, by `step`. */
@@ -60,12 +74,14 @@ export async function* sampleGaussian(
   step: (state: GaussianState) => Advance,
 ): AsyncGenerator<SamplerStep> {
   check(name, network, noise, options);
-  const { ddpm, clipDenoised = false, seed = 0, firstSample = 0, signal } = options;
-  const { stepNoise = (i) => randn(noise.shape, { seed, stream: i + 1, firstSample, device: noise.device }) } = options;
+  const { ddpm, clipDenoised = false, seed = 0, firstSample = 0, stepNoise, signal } = options;
+  checkInteger(name, 'seed', seed, 0);
+  checkInteger(name, 'firstSample', firstSample, 0);
   const evaluator = new Evaluator(network, noise.shape[0], options);
-  const advance = (x: Tensor, i: number, previous?: Tensor): Advance => {
+  const advance = (x: Tensor, i: number, before?: Advance): Advance => {
     const t = ddpm.numTimesteps - 1 - i;
-    return step({ ddpm, output: evaluator.at(x, t), x, t, clipDenoised, previous, noise: () => stepNoise(i) });
+    const noiseOf = (): Tensor | Required<RandomKey> => stepNoise?.(i) ?? { seed, stream: i + 1, firstSample };
+    return step({ ddpm, ...evaluator.at(x, t), x, t, clipDenoised, previous: before?.denoised, noise: noiseOf });
   };
   try {
     yield* runSampler(() => noise.detach(), ddpm.numTimesteps, advance, signal);
@@ -84,24 +100,25 @@ class Evaluator {
     private readonly options: GaussianSamplerOptions,
   ) {}
 
-  /** The output for x at timestep index t. */
-  at(x: Tensor, t: number): Tensor {
+  /** The output for x at timestep index t, and how to guide it. */
+  at(x: Tensor, t: number): { output: Tensor; guidance?: Guidance } {
     const { ddpm, cfgScale = 1, scalePow, guidedChannels = 3, guidanceInterval } = this.options;
     const timestep = ddpm.timesteps[t];
     const [low, high] = guidanceInterval ?? [0, Number.POSITIVE_INFINITY];
     if (cfgScale === 1 || timestep < low || timestep > high) {
       this.networks.conditional ??= this.stepped(this.options.y);
-      return this.networks.conditional.forward(x, t);
+      return { output: this.networks.conditional.forward(x, t) };
     }
     this.networks.both ??= this.stepped(this.bothLabels());
     const { batch } = this;
     const channels = x.shape[1];
-    const both = this.networks.both.forward(x, t);
-    checkShapeOf('guidance', "the network's output for 2B labels", both, [2 * batch, -1, -1, -1]);
-    const time = full([batch], timestep, { device: x.device });
-    const scale = guidanceScale(time, { cfgScale, scalePow, diffusionSteps: ddpm.options.steps });
-    const guided = guidedChannels === 'all' ? channels : Math.min(guidedChannels, channels);
-    return guide(slice(both, 0, 0, batch), slice(both, 0, batch, 2 * batch), scale, guided);
+    const output = this.networks.both.forward(x, t);
+    checkShapeOf('guidance', "the network's output for 2B labels", output, [2 * batch, -1, -1, -1]);
+    const scale = guidanceScaleAt(timestep, { cfgScale, scalePow, diffusionSteps: ddpm.options.steps });
+    return {
+      output,
+      guidance: { scale, channels: guidedChannels === 'all' ? channels : Math.min(guidedChannels, channels) },
+    };
   }
 
   dispose(): void {
@@ -123,10 +140,11 @@ class Evaluator {
     const conditioned = network.conditionOn?.(timesteps, labels);
     keep([labels, conditioned]); // not before both are there: what throws leaves nothing
     return {
-      forward: (x, t) =>
-        conditioned
-          ? conditioned.forward(x, t)
-          : network.forward(x, full([batch], timesteps[t], { device: x.device }), labels),
+      forward: (x, t) => {
+        if (conditioned) return conditioned.forward(x, t);
+        const time = full([batch], timesteps[t], { device: x.device });
+        return replayed(network, x.device, () => network.forward(x, time, labels));
+      },
       dispose: () => {
         conditioned?.dispose();
         labels?.dispose();

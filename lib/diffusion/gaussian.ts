@@ -173,11 +173,33 @@ export class GaussianDiffusion {
 
   /** The noise half of an output and, with learnSigma, the half that spreads the variance. Throws ShapeError. */
   split(output: Tensor, xt: Tensor): { eps: Tensor; spread?: Tensor } {
+    this.checkOutput(output, xt);
+    const c = xt.shape[1];
+    const { learnSigma } = this.options;
+    return learnSigma ? { eps: slice(output, 1, 0, c), spread: slice(output, 1, c, 2 * c) } : { eps: output };
+  }
+
+  /** The shape of the network's output for x, or for `copies` of it. Throws ShapeError. */
+  checkOutput(output: Tensor, xt: Tensor, copies = 1): void {
     const [b, c, h, w] = xt.shape;
     const { learnSigma } = this.options;
     const name = `the network's output (learnSigma ${learnSigma})`;
-    checkShapeOf('GaussianDiffusion', name, output, [b, learnSigma ? 2 * c : c, h, w]);
-    return learnSigma ? { eps: slice(output, 1, 0, c), spread: slice(output, 1, c, 2 * c) } : { eps: output };
+    checkShapeOf('GaussianDiffusion', name, output, [copies * b, learnSigma ? 2 * c : c, h, w]);
+  }
+
+  /** The coefficients of the clean image at timestep t: xStart = c[0] x + c[1] eps. */
+  xStartCoefficients(t: number): [x: number, eps: number] {
+    const a = this.alphasCumprod[t];
+    return [Math.sqrt(1 / a), -Math.sqrt(1 / a - 1)];
+  }
+
+  /** The standard deviation of p at timestep t: sigma exp(spread S), S the output's second half. */
+  deviation(t: number): { sigma: number; spread: number } {
+    if (!this.options.learnSigma) {
+      return { sigma: Math.sqrt(t === 0 ? this.posteriorVariance[1] : this.betas[t]), spread: 0 };
+    }
+    const [low, high] = [this.posteriorLogVarianceClipped[t], Math.log(this.betas[t])];
+    return { sigma: Math.exp((low + high) / 4), spread: (high - low) / 4 };
   }
 
   /**

@@ -1,5 +1,5 @@
 /** What every sampler yields, and the loop they share: sampleX(model, noise, options) is an async iterable of steps. */
-import { synchronize } from '../device.js';
+import { Pace } from '../device.js';
 import { noGrad, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 
@@ -17,37 +17,44 @@ export interface SamplerStep {
 export interface Advance {
   sample: Tensor;
   denoised: Tensor;
+  /** What the next step wants besides; lives as long as these. */
+  input?: Tensor;
 }
 
 /**
- * `steps` times `advance(x, i, denoised of the step before)`, from `start()`. Yields after every step; the yielded tensors
+ * `steps` times `advance(x, i, what the step before made)`, from `start()`. Yields after every step; the yielded tensors
  * live until the next iteration, the last `sample` belongs to the caller. Rejects with the signal's reason when aborted,
  * at most one step later; nothing stays allocated.
  */
 export async function* runSampler(
   start: () => Tensor,
   steps: number,
-  advance: (x: Tensor, step: number, previous?: Tensor) => Advance,
+  advance: (x: Tensor, step: number, before?: Advance) => Advance,
   signal?: AbortSignal,
 ): AsyncGenerator<SamplerStep> {
   signal?.throwIfAborted();
   let sample = noGrad(start);
-  let denoised: Tensor | undefined;
+  let before: Advance | undefined;
   let handedOver = false;
+  const pace = new Pace(sample.device);
   try {
     for (let i = 0; i < steps; i++) {
-      const next = noGrad(() => scope(() => advance(sample, i, denoised)));
+      const next = noGrad(() => scope(() => advance(sample, i, before)));
       sample.dispose();
-      denoised?.dispose();
-      ({ sample, denoised } = next);
-      // Let the device catch up once a step, so that an abort acts within one step.
-      await synchronize(sample.device);
-      signal?.throwIfAborted();
+      before?.denoised.dispose();
+      before?.input?.dispose();
+      before = next;
+      sample = next.sample;
       handedOver = i + 1 === steps;
-      yield { step: i + 1, steps, ...next };
+      // The device may be one step behind: it works on this one while JavaScript prepares the next. An abort acts within a step.
+      await (handedOver ? pace.catchUp() : pace.turn());
+      signal?.throwIfAborted();
+      yield { step: i + 1, steps, sample, denoised: next.denoised };
     }
   } finally {
-    denoised?.dispose();
+    pace.dispose();
+    before?.denoised.dispose();
+    before?.input?.dispose();
     if (!handedOver) sample.dispose();
   }
 }

@@ -218,13 +218,14 @@ export abstract class LatentTransformer extends Module {
         const samples = y && this.labelEmbed?.forward(y);
         const tmsa = this.conditioning === 'tmsa';
         const parts = tmsa ? [...this.blocks].map(({ attn }) => attn.project(steps, samples)) : [{ steps, samples }];
-        return new StepNetwork(parts, (x, conditions) => {
+        const run = (x: Tensor, conditions: readonly Tensor[]): Tensor => {
           const batch = this.checkInputs(x, y);
           const rows = conditions.map((c) =>
             c.shape[0] === batch ? c : add(c, zeros([batch, 1], { device: x.device })),
           );
           return this.decode(this.embed(x, batch), tmsa ? { projections: rows } : { token: rows[0] });
-        });
+        };
+        return new StepNetwork(parts, run, this);
       }),
     );
   }

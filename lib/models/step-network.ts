@@ -3,7 +3,8 @@
  * parts of all steps and those of the samples' labels are made once, and a step only adds two rows.
  */
 import { OptionError } from '../errors.js';
-import { add } from '../ops/elementwise.js';
+import { replayed } from '../graph.js';
+import { add, affine } from '../ops/elementwise.js';
 import { slice } from '../ops/index.js';
 import { adopt, keep, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
@@ -16,10 +17,14 @@ export interface ConditionParts {
 
 /** See {@link LatentTransformer.conditionOn}. Owns its parts: dispose it, or let the scope it was made in do so. */
 export class StepNetwork implements Disposable {
-  /** @param run The network on x and its conditions, [B, D] or [1, D] each. */
+  /**
+   * @param run The network on x and its conditions, [B, D] or [1, D] each.
+   * @param network Whose work it is: what replayed() knows it by.
+   */
   constructor(
     private readonly parts: readonly ConditionParts[],
     private readonly run: (x: Tensor, conditions: readonly Tensor[]) => Tensor,
+    private readonly network: object,
   ) {
     keep(parts);
     adopt(this);
@@ -34,9 +39,9 @@ export class StepNetwork implements Disposable {
     return scope(() => {
       const conditions = this.parts.map(({ steps, samples }) => {
         const row = slice(steps, 0, step, step + 1);
-        return samples ? add(samples, row) : row;
+        return samples ? add(samples, row) : affine(row, 1, 0); // in a place that is the same at every step
       });
-      return this.run(x, conditions);
+      return replayed(this.network, x.device, () => this.run(x, conditions));
     });
   }
 

@@ -19,15 +19,30 @@ export interface GuidanceSchedule {
 }
 
 /** s(t) of timesteps t [B] -> [B]. Throws OptionError for a scale or an exponent that is not usable. */
-export function guidanceScale(t: Tensor, { cfgScale, scalePow, diffusionSteps = 1000 }: GuidanceSchedule): Tensor {
-  if (!Number.isFinite(cfgScale)) throw new OptionError(`cfgScale is ${cfgScale}, expected a finite number.`);
+export function guidanceScale(t: Tensor, schedule: GuidanceSchedule): Tensor {
+  const { cfgScale, scalePow, diffusionSteps = 1000 } = checked(schedule);
   if (scalePow === undefined) return full(t.shape, cfgScale, { device: t.device });
-  if (!(scalePow > 0)) throw new OptionError(`scalePow is ${scalePow}, expected a number above 0.`);
   return scope(() => {
     const left = affine(t, -1 / diffusionSteps, 1);
     const angle = affine(pow(left, full(t.shape, scalePow, { device: t.device })), Math.PI, 0);
     return affine(cos(angle), -(cfgScale - 1) / 2, 1 + (cfgScale - 1) / 2);
   });
+}
+
+/** s(t) of one timestep. */
+export function guidanceScaleAt(t: number, schedule: GuidanceSchedule): number {
+  const { cfgScale, scalePow, diffusionSteps = 1000 } = checked(schedule);
+  if (scalePow === undefined) return cfgScale;
+  return 1 + ((cfgScale - 1) * (1 - Math.cos(Math.PI * (1 - t / diffusionSteps) ** scalePow))) / 2;
+}
+
+function checked(schedule: GuidanceSchedule): GuidanceSchedule {
+  const { cfgScale, scalePow } = schedule;
+  if (!Number.isFinite(cfgScale)) throw new OptionError(`cfgScale is ${cfgScale}, expected a finite number.`);
+  if (scalePow !== undefined && !(scalePow > 0)) {
+    throw new OptionError(`scalePow is ${scalePow}, expected a number above 0.`);
+  }
+  return schedule;
 }
 
 /**

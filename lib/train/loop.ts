@@ -7,6 +7,7 @@
  */
 import type { Batch, LatentBatch, LoaderState } from '../data/index.js';
 import { OptionError, TrainError } from '../errors.js';
+import { replayed } from '../graph.js';
 import type { Module } from '../nn/index.js';
 import { defaultGenerator } from '../ops/random.js';
 import { type Adam, clipGradNorm, Ema, type LrSchedule, squareSum } from '../optim/index.js';
@@ -101,6 +102,8 @@ export class Trainer<M extends Module> {
   private readonly ema: Ema;
   private readonly options: TrainerOptions<M>;
   private reportedAt = 0;
+  /** By its first image, what replayed() knows the work of each part of a step by. */
+  private readonly parts: Record<number, object> = {};
 
   constructor(options: TrainerOptions<M>) {
     const { model, average, optimizer, loader, seed = 0, microBatch, gradClip, precision = 'f32' } = options;
@@ -198,9 +201,13 @@ export class Trainer<M extends Module> {
           labels: batch.labels?.slice(0, first, last),
         };
         const key = { seed: this.seed, stream, firstSample: first };
-        const mean = autocast(precision, () => objective(this.model, part, key));
-        const share = last - first === count ? mean : mean.mul((last - first) / count);
-        share.backward();
+        this.parts[first] ??= {};
+        const share = replayed(this.parts[first], part.images.device, () => {
+          const mean = autocast(precision, () => objective(this.model, part, key));
+          const share = last - first === count ? mean : mean.mul((last - first) / count);
+          share.backward();
+          return share;
+        });
         total = total ? total.add(share.detach()) : share.detach();
       }
       return total as Tensor;

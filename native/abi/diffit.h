@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raise with every change of this header or of ops.def; the loader refuses another value. */
-#define DIFFIT_ABI_VERSION 3
+#define DIFFIT_ABI_VERSION 4
 #define DIFFIT_MAX_DIMS 6
 #define DIFFIT_ALIGNMENT 64
 #define DIFFIT_MARKS 1024
@@ -165,7 +165,7 @@ typedef struct diffit_backend {
 
   /* Number of devices create() would open; 0 where there is none. */
   int32_t (*count)(void);
-  /* Bytes that the device has free now, of all processes' together, and its total. */
+  /* Bytes that the device has free now, of all processes together, and its total. Called from any thread; leaves no sentence. */
   diffit_status (*memory)(diffit_context *, int64_t *freeBytes, int64_t *totalBytes);
 
   /* Puts mark `slot` (0 to DIFFIT_MARKS - 1) behind everything enqueued so far; elapsed() waits for both marks and gives the

@@ -59,6 +59,12 @@ const diffit_backend *findBackend(const DeviceSpec &spec, const std::string &lib
   return backend;
 }
 
+int32_t countDevices(const DeviceSpec &spec, const std::string &library) {
+  std::string why;
+  const diffit_backend *backend = findBackend(spec, library, &why);
+  return backend && backend->count ? backend->count() : 0;
+}
+
 std::vector<const char *> cpuVariants() {
   std::vector<const char *> names(8);
   const int count = diffit_cpu_variants(names.data(), (int)names.size());

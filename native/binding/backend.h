@@ -22,6 +22,8 @@ struct DeviceSpec {
 /* Both give false / nullptr and one plain sentence in `why`. */
 bool parseSpec(const std::string &text, DeviceSpec *spec, std::string *why);
 const diffit_backend *findBackend(const DeviceSpec &spec, const std::string &library, std::string *why);
+/* How many devices of the kind there are; 0 also where there is no library. */
+int32_t countDevices(const DeviceSpec &spec, const std::string &library);
 
 std::vector<const char *> cpuVariants();
 

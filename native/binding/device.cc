@@ -75,10 +75,9 @@ void Device::close() {
   for (void *block : pool_.evict(0)) backend_->free(context_, block);
   for (Buffer *buffer : buffers_) {
     backend_->free(context_, buffer->data);
-    pool_.put(nullptr, buffer->block, buffer->bytes);
+    pool_.lose(buffer->block, buffer->bytes);
     delete buffer;
   }
-  pool_.evict(0);
   tellV8();
   backend_->destroy(context_);
   context_ = nullptr;
@@ -127,7 +126,17 @@ Buffer *Device::allocate(size_t bytes) {
   }
   if (!data) {
     tellV8();
-    const std::string limit = pool_.limit ? "the limit is " + formatBytes(pool_.limit) : "there is no limit";
+    int64_t freeBytes, totalBytes;
+    const bool told = backend_->memory;
+    if (told && backend_->memory(context_, &freeBytes, &totalBytes) != DIFFIT_OK) {
+      fail(env_, codeOf(DIFFIT_DEVICE_FAULT),
+           "The device %s has failed, and this process cannot use it again: start a new one.", name_.c_str());
+      return nullptr;
+    }
+    const std::string limit = pool_.limit ? "the limit is " + formatBytes(pool_.limit)
+                              : told      ? "of the device's " + formatBytes((uint64_t)totalBytes) + ", " +
+                                           formatBytes((uint64_t)freeBytes) + " are free"
+                                     : "there is no limit";
     fail(env_, codeOf(DIFFIT_OUT_OF_MEMORY), "There is no memory for %s more on %s: %s are live, %s.",
          formatBytes(bytes).c_str(), name_.c_str(), formatBytes(pool_.liveBytes()).c_str(), limit.c_str());
     return nullptr;
@@ -165,6 +174,10 @@ diffit_device_info Device::info() const {
   return info;
 }
 
+bool Device::deviceMemory(int64_t *freeBytes, int64_t *totalBytes) const {
+  return backend_->memory && backend_->memory(context_, freeBytes, totalBytes) == DIFFIT_OK;
+}
+
 /* ---- promises --------------------------------------------------------------------------------- */
 
 std::unique_ptr<Completion> Device::promise(napi_value result, napi_value *promise) {
@@ -199,6 +212,8 @@ void Device::onSettled(napi_env env, napi_value, void *self, void *data) {
   if (completion->result) {
     napi_get_reference_value(env, completion->result, &value);
     napi_delete_reference(env, completion->result);
+  } else if (!isnan(completion->number)) {
+    value = makeNumber(env, completion->number);
   } else {
     napi_get_undefined(env, &value);
   }

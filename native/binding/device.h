@@ -5,6 +5,7 @@
 #ifndef DIFFIT_BINDING_DEVICE_H
 #define DIFFIT_BINDING_DEVICE_H
 
+#include <math.h>
 #include <node_api.h>
 
 #include <memory>
@@ -20,7 +21,8 @@ namespace diffit {
 /* A promise on its way: settled on the JavaScript thread when the queue has reached it. */
 struct Completion {
   napi_deferred deferred;
-  napi_ref result; /* what to resolve with; nullptr for undefined */
+  napi_ref result = nullptr; /* what to resolve with; without it: `number`, or undefined where that is NaN */
+  double number = NAN;
   std::unique_ptr<Failure> failure;
 };
 
@@ -45,6 +47,8 @@ class Device {
   void setMemoryLimit(size_t bytes);
   void trim();
   diffit_device_info info() const;
+  /* Of the whole device, now; false where it does not tell. */
+  bool deviceMemory(int64_t *freeBytes, int64_t *totalBytes) const;
 
   const std::string &name() const { return name_; }
   const char *backendName() const { return backend_->name; }

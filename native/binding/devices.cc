@@ -1,5 +1,5 @@
 /*
- * The functions about devices: opening them, what they are, their memory.
+ * The functions about devices: opening them, what they are, their memory, the time they take.
  */
 #include "environment.h"
 #include "js.h"
@@ -50,6 +50,19 @@ napi_value deviceInfo(napi_env env, napi_callback_info info) {
   return result;
 }
 
+/* countDevices(spec, libraryPath): number */
+napi_value countThem(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  std::string text, library, why;
+  if (!getString(env, arguments[0], "countDevices: the device", &text) ||
+      !getString(env, arguments[1], "countDevices: the library's path", &library)) {
+    return nullptr;
+  }
+  DeviceSpec spec;
+  if (!parseSpec(text, &spec, &why)) return fail(env, kNoDevice, "%s", why.c_str());
+  return makeNumber(env, countDevices(spec, library));
+}
+
 /* cpuVariants(): string[] */
 napi_value listCpuVariants(napi_env env, napi_callback_info) {
   napi_value result;
@@ -76,6 +89,11 @@ napi_value memory(napi_env env, napi_callback_info info) {
   napi_create_object(env, &result);
   for (const auto &field : fields) {
     napi_set_named_property(env, result, field.name, makeNumber(env, (double)field.value));
+  }
+  int64_t freeBytes, totalBytes;
+  if (device->deviceMemory(&freeBytes, &totalBytes)) {
+    napi_set_named_property(env, result, "deviceFreeBytes", makeNumber(env, (double)freeBytes));
+    napi_set_named_property(env, result, "deviceTotalBytes", makeNumber(env, (double)totalBytes));
   }
   return result;
 }
@@ -112,7 +130,16 @@ struct SynchronizeJob final : Job {
   Device *device;
   std::unique_ptr<Completion> completion;
   SynchronizeJob(Device *d, std::unique_ptr<Completion> c) : device(d), completion(std::move(c)) {}
-  void run(Executor &executor) override { device->settle(std::move(completion), executor); }
+  void run(Executor &executor) override {
+    const diffit_backend *backend = executor.backend;
+    constexpr int32_t kMark = DIFFIT_MARKS - 1; /* lib/device.ts leaves it to us */
+    if (backend->mark) {
+      double nothing;
+      executor.check(backend->mark(executor.context, kMark), "synchronize");
+      executor.check(backend->elapsed(executor.context, kMark, kMark, &nothing), "synchronize");
+    }
+    device->settle(std::move(completion), executor);
+  }
 };
 
 /* synchronize(device): Promise<void> */
@@ -127,11 +154,132 @@ napi_value synchronize(napi_env env, napi_callback_info info) {
   return promise;
 }
 
+/* ---- marks ------------------------------------------------------------------------------------ */
+
+constexpr const char kNoMarks[] = "this device has no marks";
+
+struct MarkJob final : Job {
+  int32_t slot;
+  explicit MarkJob(int32_t s) : slot(s) {}
+  void run(Executor &executor) override {
+    if (!executor.backend->mark) return executor.fail(DIFFIT_UNSUPPORTED, "mark", kNoMarks);
+    executor.check(executor.backend->mark(executor.context, slot), "mark");
+  }
+};
+
+/* Waits for both marks, on the queue's thread. */
+struct ElapsedJob final : Job {
+  Device *device;
+  int32_t from, to;
+  std::unique_ptr<Completion> completion;
+  void run(Executor &executor) override {
+    if (executor.backend->elapsed)
+      executor.check(executor.backend->elapsed(executor.context, from, to, &completion->number), "elapsed");
+    else
+      executor.fail(DIFFIT_UNSUPPORTED, "elapsed", kNoMarks);
+    device->settle(std::move(completion), executor);
+  }
+};
+
+/* mark(device, slot) */
+napi_value mark(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  int64_t slot;
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "mark: the device");
+  if (device && getInteger(env, arguments[1], "mark: the slot", 0, DIFFIT_MARKS - 1, &slot)) {
+    device->queue().add(MarkJob((int32_t)slot));
+  }
+  return nullptr;
+}
+
+/* elapsed(device, from, to): Promise<number> */
+napi_value elapsed(napi_env env, napi_callback_info info) {
+  Arguments<3> arguments(env, info);
+  int64_t from, to;
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "elapsed: the device");
+  if (!device || !getInteger(env, arguments[1], "elapsed: the first mark", 0, DIFFIT_MARKS - 1, &from) ||
+      !getInteger(env, arguments[2], "elapsed: the second mark", 0, DIFFIT_MARKS - 1, &to)) {
+    return nullptr;
+  }
+  ElapsedJob job;
+  job.device = device;
+  job.from = (int32_t)from;
+  job.to = (int32_t)to;
+  napi_value promise;
+  job.completion = device->promise(nullptr, &promise);
+  if (!job.completion) return nullptr;
+  device->queue().add(std::move(job));
+  return promise;
+}
+
+/* ---- spans of operations that may be replayed (replay.h) -------------------------------------- */
+
+struct BeginSpanJob final : Job {
+  double key;
+  explicit BeginSpanJob(double k) : key(k) {}
+  void run(Executor &) override {}
+  double opensSpan() const override { return key; }
+};
+struct EndSpanJob final : Job {
+  void run(Executor &) override {}
+  bool closesSpan() const override { return true; }
+};
+struct ForgetSpansJob final : Job {
+  double key;
+  explicit ForgetSpansJob(double k) : key(k) {}
+  void run(Executor &executor) override { executor.replays->forget(executor, key); }
+};
+
+/* The device and the key of a call; nullptr and an exception. */
+Device *getSpan(napi_env env, const Arguments<2> &arguments, const char *what, int64_t *key) {
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], what);
+  return device && getInteger(env, arguments[1], what, 0, INT64_MAX, key) ? device : nullptr;
+}
+
+/* beginSpan(device, key) */
+napi_value beginSpan(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  int64_t key;
+  if (Device *device = getSpan(env, arguments, "beginSpan", &key)) device->queue().add(BeginSpanJob((double)key));
+  return nullptr;
+}
+
+/* endSpan(device) */
+napi_value endSpan(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "endSpan: the device");
+  if (device) device->queue().add(EndSpanJob());
+  return nullptr;
+}
+
+/* forgetSpans(device, key) */
+napi_value forgetSpans(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  int64_t key;
+  if (Device *device = getSpan(env, arguments, "forgetSpans", &key)) device->queue().add(ForgetSpansJob((double)key));
+  return nullptr;
+}
+
+/* graphStats(device): NativeGraphStats */
+napi_value graphStats(napi_env env, napi_callback_info info) {
+  Arguments<1> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "graphStats: the device");
+  if (!device) return nullptr;
+  const Replays::Stats stats = device->queue().replayStats();
+  napi_value result;
+  napi_create_object(env, &result);
+  napi_set_named_property(env, result, "captured", makeNumber(env, (double)stats.captured));
+  napi_set_named_property(env, result, "replayed", makeNumber(env, (double)stats.replayed));
+  napi_set_named_property(env, result, "plain", makeNumber(env, (double)stats.plain));
+  return result;
+}
+
 }  // namespace
 
 bool addDeviceFunctions(napi_env env, Environment *environment, napi_value exports) {
   const napi_property_descriptor methods[] = {
       method("openDevice", openDevice, environment),
+      method("countDevices", countThem, environment),
       method("deviceInfo", deviceInfo, environment),
       method("cpuVariants", listCpuVariants, environment),
       method("memory", memory, environment),
@@ -139,6 +287,12 @@ bool addDeviceFunctions(napi_env env, Environment *environment, napi_value expor
       method("setMemoryLimit", setMemoryLimit, environment),
       method("trim", trim, environment),
       method("synchronize", synchronize, environment),
+      method("mark", mark, environment),
+      method("elapsed", elapsed, environment),
+      method("beginSpan", beginSpan, environment),
+      method("endSpan", endSpan, environment),
+      method("forgetSpans", forgetSpans, environment),
+      method("graphStats", graphStats, environment),
   };
   return napi_define_properties(env, exports, sizeof methods / sizeof methods[0], methods) == napi_ok;
 }

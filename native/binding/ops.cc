@@ -3,7 +3,10 @@
  * (tensor views by value), and returns. The C types come from the function pointers of diffit_ops, the names and
  * which tensors may be absent from ops.def itself.
  */
+#include <string.h>
+
 #include <array>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 
@@ -18,17 +21,39 @@ struct Parameter {
   bool optional;
 };
 
+/* Whether an operation with these parameters draws random numbers: others each time. */
+template <size_t count>
+constexpr bool drawsNumbers(const std::array<Parameter, count> &parameters) {
+  for (const Parameter &parameter : parameters)
+    if (std::string_view(parameter.name) == "stream") return true;
+  return false;
+}
+
 /* ---- arguments as a job keeps them, and as the kernel takes them ------------------------------------ */
+
+/* describe(): as words for replay.h. */
+
+void describeTensor(const diffit_tensor &tensor, Words &words) {
+  words.push_back((uint64_t)(uintptr_t)tensor.data);
+  if (!tensor.data) return;
+  words.push_back((uint64_t)tensor.dtype << 32 | (uint64_t)tensor.ndim);
+  for (int i = 0; i < tensor.ndim; i++) words.push_back((uint64_t)tensor.shape[i]);
+}
 
 struct TensorArgument {
   diffit_tensor tensor; /* data is nullptr: absent */
   diffit_tensor *get() { return tensor.data ? &tensor : nullptr; }
+  void describe(Words &words) const { describeTensor(tensor, words); }
 };
 
 struct ListArgument {
   std::unique_ptr<diffit_tensor[]> items;
   diffit_list list;
   const diffit_list *get() { return &(list.items = items.get(), list); }
+  void describe(Words &words) const {
+    words.push_back((uint64_t)list.count);
+    for (int64_t i = 0; i < list.count; i++) describeTensor(items[i], words);
+  }
 };
 
 struct IntsArgument {
@@ -36,12 +61,22 @@ struct IntsArgument {
   int64_t items[kMost];
   diffit_ints ints;
   const diffit_ints *get() { return &(ints.items = items, ints); }
+  void describe(Words &words) const {
+    words.push_back((uint64_t)ints.count);
+    for (int64_t i = 0; i < ints.count; i++) words.push_back((uint64_t)items[i]);
+  }
 };
 
 template <class Number>
 struct NumberArgument {
   Number value;
   Number get() { return value; }
+  void describe(Words &words) const {
+    static_assert(sizeof(Number) == sizeof(uint64_t), "one word");
+    uint64_t word;
+    memcpy(&word, &value, sizeof word);
+    words.push_back(word);
+  }
 };
 
 /* Which of them stands for a C parameter; never defined, only asked for its type. */
@@ -158,6 +193,7 @@ struct Operation<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
   using Stored = std::tuple<decltype(Keep::as(std::declval<C>()))...>;
   static constexpr size_t kCount = sizeof...(C);
   static_assert(kCount == Op::parameters.size(), "ops.def was expanded wrongly");
+  static constexpr bool kDraws = drawsNumbers(Op::parameters);
 
   struct OpJob final : Job {
     Stored arguments;
@@ -166,6 +202,12 @@ struct Operation<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
       if (!function) return executor.fail(DIFFIT_UNSUPPORTED, Op::name, "this device has no such operation");
       executor.check(std::apply([&](auto &...a) { return function(executor.context, a.get()...); }, arguments),
                      Op::name);
+    }
+    bool describe(Words &words) const override {
+      if (kDraws) return false;
+      words.push_back((uint64_t)(uintptr_t)Op::name);
+      std::apply([&](const auto &...a) { (a.describe(words), ...); }, arguments);
+      return true;
     }
   };
 

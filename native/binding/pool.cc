@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <algorithm>
+
 #include "../abi/diffit.h"
 
 namespace diffit {
@@ -15,8 +17,8 @@ size_t Pool::blockSize(size_t bytes) {
 void *Pool::reuse(size_t block) {
   const auto found = free_.find(block);
   if (found == free_.end() || found->second.empty()) return nullptr;
-  void *data = found->second.back().data;
-  found->second.pop_back();
+  void *data = found->second.begin()->first;
+  found->second.erase(found->second.begin());
   return data;
 }
 
@@ -28,27 +30,34 @@ void Pool::addLive(size_t bytes) {
 }
 
 void Pool::put(void *data, size_t block, size_t bytes) {
-  free_[block].push_back({data, clock_++});
+  free_[block].emplace(data, clock_++);
+  liveBuffers_--;
+  liveBytes_ -= bytes;
+}
+
+void Pool::lose(size_t block, size_t bytes) {
+  reserved_ -= block;
   liveBuffers_--;
   liveBytes_ -= bytes;
 }
 
 std::vector<void *> Pool::evict(size_t target) {
   std::vector<void *> evicted;
-  while (reserved_ > target) {
-    auto oldest = free_.end();
-    for (auto it = free_.begin(); it != free_.end();) {
-      if (it->second.empty()) {
-        it = free_.erase(it);
-        continue;
-      }
-      if (oldest == free_.end() || it->second.front().since < oldest->second.front().since) oldest = it;
-      ++it;
-    }
-    if (oldest == free_.end()) break;
-    evicted.push_back(oldest->second.front().data);
-    oldest->second.erase(oldest->second.begin());
-    reserved_ -= oldest->first;
+  if (reserved_ <= target) return evicted;
+  struct Oldest {
+    uint64_t since;
+    size_t block;
+    void *data;
+  };
+  std::vector<Oldest> all;
+  for (const auto &[block, blocks] : free_)
+    for (const auto &[data, since] : blocks) all.push_back({since, block, data});
+  std::sort(all.begin(), all.end(), [](const Oldest &a, const Oldest &b) { return a.since < b.since; });
+  for (const Oldest &oldest : all) {
+    if (reserved_ <= target) break;
+    evicted.push_back(oldest.data);
+    free_[oldest.block].erase(oldest.data);
+    reserved_ -= oldest.block;
   }
   return evicted;
 }

@@ -2,7 +2,8 @@
  * The caching pool over a backend's raw memory: which blocks are free, and the books.
  *
  * Sizes are rounded up to classes (8 per power of two; whole 2 MiB from 16 MiB on: at most 12.5 % waste) and a free
- * block serves requests of its own class only. A block is free at once when its last tensor is released: everything
+ * block serves requests of its own class only, the one at the lowest address first: where tensors lie then follows from which are
+ * live, not from what was freed in which order, and a loop comes back to the same addresses after a turn or two (replay.h). A block is free at once when its last tensor is released: everything
  * that still uses it was enqueued earlier on the same ordered queue (PyTorch's stream-ordered allocator rests on the
  * same fact). Returning a block to the device must wait for the queue; that is the caller's part (device.cc), so
  * evict() only hands blocks out. Used from the JavaScript thread alone.
@@ -28,6 +29,8 @@ class Pool {
   void addReserved(size_t block) { reserved_ += block; }
   void addLive(size_t bytes);
   void put(void *data, size_t block, size_t bytes);
+  /* A tensor's block went straight back to the device. */
+  void lose(size_t block, size_t bytes);
 
   /* Takes free blocks out, longest unused first, until `reserved` is at most `target` or none is left. */
   std::vector<void *> evict(size_t target);
@@ -43,11 +46,8 @@ class Pool {
   size_t limit = 0; /* cap on reserved, 0 for none */
 
  private:
-  struct FreeBlock {
-    void *data;
-    uint64_t since;
-  };
-  std::map<size_t, std::vector<FreeBlock>> free_; /* by class; last in, first out */
+  using FreeBlocks = std::map<void *, uint64_t>; /* and since when */
+  std::map<size_t, FreeBlocks> free_; /* by class */
   uint64_t clock_ = 0;
   size_t liveBuffers_ = 0, liveBytes_ = 0, reserved_ = 0, peakBytes_ = 0, highWater_ = 0;
 };

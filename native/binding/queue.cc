@@ -14,7 +14,7 @@ void Executor::fail(diffit_status status, const char *op, const char *sentence) 
   if (!failure) failure = std::make_unique<Failure>(Failure{status, op, sentence});
 }
 
-Queue::Queue(const diffit_backend *backend, diffit_context *context) : executor_{backend, context, nullptr} {
+Queue::Queue(const diffit_backend *backend, diffit_context *context) : executor_{backend, context, &replays_, nullptr} {
   newest_ = oldest_ = reusableEnd_ = new Node;
   consumed_.store(newest_, std::memory_order_relaxed);
   thread_ = std::thread([this] { loop(); });
@@ -59,11 +59,15 @@ static void pauseBriefly() {
 #endif
 }
 
-/* The node after the last one that was run; nullptr when the queue stops. */
-Queue::Node *Queue::waitForNext() {
+/* The node behind `last`, which is or will be there; nullptr when the queue stops. */
+Queue::Node *Queue::after(Node *last) {
+  Node *next = last->next.load(std::memory_order_acquire);
+  return next && !stopping_.load(std::memory_order_relaxed) ? next : waitForNext(last);
+}
+
+Queue::Node *Queue::waitForNext(Node *last) {
   using Clock = std::chrono::steady_clock;
   constexpr auto kSpin = std::chrono::microseconds(20);
-  Node *last = consumed_.load(std::memory_order_relaxed);
   const auto giveUp = Clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; i++) {
@@ -85,15 +89,45 @@ Queue::Node *Queue::waitForNext() {
 }
 
 void Queue::loop() {
-  for (;;) {
-    Node *node = consumed_.load(std::memory_order_relaxed)->next.load(std::memory_order_acquire);
-    if (!node || stopping_.load(std::memory_order_relaxed)) node = waitForNext();
-    if (!node) return;
-    node->job->run(executor_);
+  while (Node *node = after(consumed_.load(std::memory_order_relaxed))) {
+    const double key = node->job->opensSpan();
+    take(node, true);
+    if (!isnan(key) && !runSpan(key)) return;
+  }
+}
+
+/* Ends with the jobs up to `last`, having run them or not. */
+void Queue::take(Node *last, bool run) {
+  for (Node *node = consumed_.load(std::memory_order_relaxed); node != last;) {
+    node = node->next.load(std::memory_order_acquire);
+    if (run) node->job->run(executor_);
     node->job->~Job();
     node->job = nullptr;
     completed_.store(completed_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     consumed_.store(node, std::memory_order_release);
+  }
+}
+
+/* The jobs up to the end of a span, part by part (replay.h); false when the queue stops. */
+bool Queue::runSpan(double key) {
+  for (uint32_t part = 0;; part++) {
+    Node *last = consumed_.load(std::memory_order_relaxed), *node;
+    replays_.begin(executor_.backend, key, part);
+    while ((node = after(last)) && replays_.add(*node->job)) {
+      if (!replays_.holding()) take(node, true);
+      last = node;
+    }
+    if (!node) return false;
+    const bool done = replays_.finish(executor_, [&] {
+      for (Node *held = consumed_.load(std::memory_order_relaxed); held != last;) {
+        held = held->next.load(std::memory_order_acquire);
+        held->job->run(executor_);
+      }
+    });
+    take(last, !done);
+    const bool closes = node->job->closesSpan();
+    take(node, true);
+    if (closes) return true;
   }
 }
 
@@ -129,6 +163,7 @@ void Queue::stop() {
     wake_.notify_one();
   }
   thread_.join();
+  replays_.forgetAll(executor_);
   while (oldest_) {
     Node *node = oldest_;
     oldest_ = node->next.load(std::memory_order_relaxed);

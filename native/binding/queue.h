@@ -11,6 +11,8 @@
 #ifndef DIFFIT_BINDING_QUEUE_H
 #define DIFFIT_BINDING_QUEUE_H
 
+#include <math.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -21,6 +23,7 @@
 #include <utility>
 
 #include "../abi/diffit.h"
+#include "replay.h"
 
 namespace diffit {
 
@@ -34,6 +37,7 @@ struct Failure {
 struct Executor {
   const diffit_backend *backend;
   diffit_context *context;
+  Replays *replays;
   std::unique_ptr<Failure> failure;
 
   /* Both keep the first failure; check() asks the backend for the sentence. */
@@ -42,9 +46,15 @@ struct Executor {
   std::unique_ptr<Failure> takeFailure() { return std::move(failure); }
 };
 
-/* A job that is dropped (the environment ends) is destroyed without being run. */
+/* A job that is dropped (the environment ends) or replayed is destroyed without being run. */
 struct Job {
   virtual void run(Executor &executor) = 0;
+  /* Appends what tells this operation from others, all arguments included, and may then be run more than once; false for what is no
+     operation, or is another one each time. */
+  virtual bool describe(Words &) const { return false; }
+  /* The key of the span that begins here, or NaN. */
+  virtual double opensSpan() const { return NAN; }
+  virtual bool closesSpan() const { return false; }
   virtual ~Job() = default;
 };
 
@@ -69,6 +79,7 @@ class Queue {
   /* Ends the thread after the job that is running now; the others are dropped. */
   void stop();
 
+  Replays::Stats replayStats() const { return replays_.stats(); }
   uint64_t pending() const { return added_ - completed_.load(std::memory_order_relaxed); }
 
  private:
@@ -81,8 +92,12 @@ class Queue {
   Node *takeNode();
   void publish(Node *node);
   void loop();
-  Node *waitForNext();
+  Node *after(Node *node);
+  Node *waitForNext(Node *node);
+  void take(Node *last, bool run);
+  bool runSpan(double key);
 
+  Replays replays_;
   Executor executor_;
   /* Producer's side: the chain oldest_ .. consumed .. newest_, of which the part before consumed_ can be reused. */
   Node *newest_, *oldest_, *reusableEnd_;

@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+#include <initializer_list>
 #include <new>
 #if defined(__linux__)
 #include <sched.h>
@@ -228,6 +230,24 @@ diffit_status copy(diffit_context *, void *to, const void *from, size_t bytes) {
 
 const char *error(diffit_context *ctx) { return ctx->error; }
 
+int32_t count() { return 1; }
+
+/* Operations are done when they return, so a mark is the time of the clock. */
+diffit_status mark(diffit_context *ctx, int32_t slot) {
+  if (slot < 0 || slot >= DIFFIT_MARKS) return diffit_cpu_fail(ctx, DIFFIT_INVALID, "There is no mark %d.", (int)slot);
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  ctx->marks[slot] = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+  return DIFFIT_OK;
+}
+diffit_status elapsed(diffit_context *ctx, int32_t from, int32_t to, double *milliseconds) {
+  for (int32_t slot : {from, to})
+    if (slot < 0 || slot >= DIFFIT_MARKS || ctx->marks[slot] == 0)
+      return diffit_cpu_fail(ctx, DIFFIT_INVALID, "There is no mark %d.", (int)slot);
+  *milliseconds = ctx->marks[to] - ctx->marks[from];
+  return DIFFIT_OK;
+}
+
 const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  "cpu",
                                  create,
@@ -238,10 +258,10 @@ const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  copy,
                                  copy,
                                  error,
-                                 nullptr, /* count */
-                                 nullptr, /* memory */
-                                 nullptr, /* mark */
-                                 nullptr, /* elapsed */
+                                 count,
+                                 nullptr, /* memory: shared with the rest of the machine */
+                                 mark,
+                                 elapsed,
                                  nullptr, /* capture_begin */
                                  nullptr, /* capture_end */
                                  nullptr, /* replay */

@@ -39,6 +39,7 @@ namespace DIFFIT_VARIANT {
 #include "attention_backward.h"
 #include "attention_ops.h"
 #include "random.h"
+#include "sampler.h"
 #include "optim.h"
 
 }  // namespace DIFFIT_VARIANT

@@ -49,6 +49,7 @@ struct diffit_context {
 
   diffit::Worker *workers = nullptr; /* [threads - 1] */
   diffit::Scratch *scratch = nullptr; /* [threads + 1]: one per thread, the last one shared */
+  double marks[DIFFIT_MARKS] = {}; /* milliseconds of a clock; 0: not set */
   char error[512] = "";
 };
 

@@ -72,6 +72,7 @@ constexpr const char *kWidened[] = {
     "attention",
     "attention_backward",
     "dropout",
+    "sampler_step",
 };
 
 constexpr bool sameText(const char *a, const char *b) {
@@ -100,7 +101,7 @@ inline bool isLow(const diffit_tensor *t) { return t && (t->dtype == DIFFIT_BF16
 
 /* The f32 tensors that stand for an operation's parameters, and where they lie in the scratch memory. */
 struct Copies {
-  static constexpr size_t kMost = 16; /* parameters */
+  static constexpr size_t kMost = 24; /* parameters */
   diffit_tensor wide[kMost];
   bool used[kMost] = {};
   size_t offsets[kMost], bytes = 0;

@@ -1,8 +1,8 @@
 /*
- * The CUDA backend: devices, stream-ordered memory, copies, and the table of operations.
+ * The CUDA backend: devices, stream-ordered memory, marks, and the table of operations.
  *
- * Memory comes from the driver's stream-ordered pool: a block freed here is used again by what is enqueued later. Host
- * memory of copies is pageable; the runtime stages it, and an upload returns when its source may change.
+ * Memory comes from the driver's stream-ordered pool: a block freed here is used again by what is enqueued later. It is taken and
+ * given back on the home stream, from any thread, also while operations are captured on the other one.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -28,6 +28,12 @@ namespace diffit {
 #include "../abi/ops.def"
 #undef DIFFIT_OP
 
+#if defined(DIFFIT_EMULATED)
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
 diffit_status fail(diffit_context *ctx, diffit_status status, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
@@ -36,15 +42,42 @@ diffit_status fail(diffit_context *ctx, diffit_status status, const char *format
   return status;
 }
 
+/* Errors after which the driver fails every call of the process on this device. */
+static bool endsContext(cudaError_t error) {
+  switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+      return true;
+    case cudaErrorLaunchFailure:
+      return !kEmulated; /* where a fault is found by the launch, and has done nothing worse */
+    default:
+      return false;
+  }
+}
+
 diffit_status check(diffit_context *ctx, cudaError_t error, const char *what) {
   if (error == cudaSuccess) return DIFFIT_OK;
   cudaGetLastError(); /* a launch that failed must not fail the next one */
   const diffit_status status = error == cudaErrorMemoryAllocation ? DIFFIT_OUT_OF_MEMORY : DIFFIT_DEVICE_FAULT;
-  return fail(ctx, status, "%s failed: %s.", what, cudaGetErrorString(error));
+  return fail(
+      ctx, status, "%s failed: %s.%s", what, cudaGetErrorString(error),
+      endsContext(error) ? " The GPU's memory is lost, and this process cannot use it again: start a new one." : "");
 }
 
 void *scratch(diffit_context *ctx, int slot, size_t bytes) {
   if (ctx->scratch[slot] && bytes <= ctx->scratchBytes[slot]) return ctx->scratch[slot];
+  if (ctx->stream != ctx->home) {
+    fail(ctx, DIFFIT_UNSUPPORTED, "Scratch memory cannot grow while operations are captured.");
+    return nullptr;
+  }
+  ctx->scratchMoves++;
   if (ctx->scratch[slot]) cudaFreeAsync(ctx->scratch[slot], ctx->stream);
   ctx->scratch[slot] = nullptr;
   ctx->scratchBytes[slot] = 0;
@@ -56,11 +89,7 @@ void *scratch(diffit_context *ctx, int slot, size_t bytes) {
 
 namespace {
 
-#if defined(DIFFIT_EMULATED)
-constexpr const char *kName = "cuda-emulated";
-#else
-constexpr const char *kName = "cuda";
-#endif
+constexpr const char *kName = kEmulated ? "cuda-emulated" : "cuda";
 /* Oldest architecture the library has code for. */
 constexpr int kOldestMajor = 8;
 
@@ -68,11 +97,13 @@ void destroy(diffit_context *ctx) {
   if (!ctx) return;
   cudaSetDevice(ctx->index);
   for (void *memory : ctx->scratch)
-    if (memory) cudaFreeAsync(memory, ctx->stream);
-  if (ctx->stream) {
-    cudaStreamSynchronize(ctx->stream);
-    cudaStreamDestroy(ctx->stream);
-  }
+    if (memory) cudaFreeAsync(memory, ctx->home);
+  if (ctx->home) cudaStreamSynchronize(ctx->home);
+  freeStaging(ctx);
+  for (cudaEvent_t mark : ctx->marks)
+    if (mark) cudaEventDestroy(mark);
+  if (ctx->home) cudaStreamDestroy(ctx->home);
+  if (ctx->recorder) cudaStreamDestroy(ctx->recorder);
   if (ctx->badIndex) cudaFreeHost(ctx->badIndex);
   delete ctx;
 }
@@ -109,7 +140,9 @@ diffit_status create(int32_t index, const char *, int32_t, diffit_context **cont
   ctx->index = index;
   error = cudaSetDevice(index);
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&ctx->about, index);
-  if (error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&ctx->home, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&ctx->recorder, cudaStreamNonBlocking);
+  ctx->stream = ctx->home;
   if (error == cudaSuccess) error = cudaMallocHost((void **)&ctx->badIndex, sizeof *ctx->badIndex);
   if (error == cudaSuccess) memset(ctx->badIndex, 0, sizeof *ctx->badIndex);
   if (error != cudaSuccess) {
@@ -136,8 +169,7 @@ void info(diffit_context *ctx, diffit_device_info *out) {
 /* Called from any thread, where another device may be the current one. */
 void *allocate(diffit_context *ctx, size_t bytes) {
   void *memory = nullptr;
-  if (cudaSetDevice(ctx->index) == cudaSuccess &&
-      cudaMallocAsync(&memory, bytes ? bytes : 1, ctx->stream) == cudaSuccess)
+  if (cudaSetDevice(ctx->index) == cudaSuccess && cudaMallocAsync(&memory, bytes ? bytes : 1, ctx->home) == cudaSuccess)
     return memory;
   cudaGetLastError();
   return nullptr;
@@ -145,25 +177,45 @@ void *allocate(diffit_context *ctx, size_t bytes) {
 
 void release(diffit_context *ctx, void *memory) {
   cudaSetDevice(ctx->index);
-  cudaFreeAsync(memory, ctx->stream);
+  cudaFreeAsync(memory, ctx->home);
 }
 
-diffit_status copy(diffit_context *ctx, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-  if (bytes == 0) return DIFFIT_OK;
+/* Called from any thread; leaves the sentence of a failure to the queue's. */
+diffit_status memory(diffit_context *ctx, int64_t *freeBytes, int64_t *totalBytes) {
+  size_t free = 0, total = 0;
+  if (cudaSetDevice(ctx->index) != cudaSuccess || cudaMemGetInfo(&free, &total) != cudaSuccess) {
+    cudaGetLastError();
+    return DIFFIT_DEVICE_FAULT;
+  }
+  *freeBytes = (int64_t)free;
+  *totalBytes = (int64_t)total;
+  return DIFFIT_OK;
+}
+
+int32_t count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+diffit_status mark(diffit_context *ctx, int32_t slot) {
+  REQUIRE(slot >= 0 && slot < DIFFIT_MARKS);
   TRY(check(ctx, cudaSetDevice(ctx->index), "The device"));
-  TRY(check(ctx, cudaMemcpyAsync(to, from, bytes, kind, ctx->stream), "A copy"));
-  TRY(check(ctx, cudaStreamSynchronize(ctx->stream), "A kernel or a copy"));
-  if (kind != cudaMemcpyDeviceToHost || !ctx->badIndex->taken) return DIFFIT_OK;
-  const diffit_bad_index bad = *ctx->badIndex;
-  ctx->badIndex->taken = 0;
-  return fail(ctx, DIFFIT_INVALID, "%s: index %lld at position %lld; expected 0 to %lld", bad.op, (long long)bad.value,
-              (long long)bad.position, (long long)bad.limit - 1);
+  if (!ctx->marks[slot]) TRY(check(ctx, cudaEventCreateWithFlags(&ctx->marks[slot], cudaEventDefault), "A mark"));
+  return check(ctx, cudaEventRecord(ctx->marks[slot], ctx->home), "A mark");
 }
-diffit_status upload(diffit_context *ctx, void *device, const void *host, size_t bytes) {
-  return copy(ctx, device, host, bytes, cudaMemcpyHostToDevice);
-}
-diffit_status download(diffit_context *ctx, void *host, const void *device, size_t bytes) {
-  return copy(ctx, host, device, bytes, cudaMemcpyDeviceToHost);
+
+diffit_status elapsed(diffit_context *ctx, int32_t from, int32_t to, double *milliseconds) {
+  REQUIRE(from >= 0 && from < DIFFIT_MARKS && ctx->marks[from]);
+  REQUIRE(to >= 0 && to < DIFFIT_MARKS && ctx->marks[to]);
+  float time = 0;
+  TRY(check(ctx, cudaSetDevice(ctx->index), "The device"));
+  TRY(check(ctx, cudaEventSynchronize(ctx->marks[from]), "A kernel or a copy"));
+  TRY(check(ctx, cudaEventSynchronize(ctx->marks[to]), "A kernel or a copy"));
+  TRY(check(ctx, cudaEventElapsedTime(&time, ctx->marks[from], ctx->marks[to]), "The time between two marks"));
+  *milliseconds = time;
+  return reportBadIndex(ctx);
 }
 
 const char *error(diffit_context *ctx) { return ctx->error; }
@@ -189,14 +241,14 @@ const diffit_backend kBackend = {DIFFIT_ABI_VERSION,
                                  upload,
                                  download,
                                  error,
-                                 nullptr, /* count */
-                                 nullptr, /* memory */
-                                 nullptr, /* mark */
-                                 nullptr, /* elapsed */
-                                 nullptr, /* capture_begin */
-                                 nullptr, /* capture_end */
-                                 nullptr, /* replay */
-                                 nullptr, /* free_graph */
+                                 count,
+                                 memory,
+                                 mark,
+                                 elapsed,
+                                 captureBegin,
+                                 captureEnd,
+                                 replay,
+                                 freeGraph,
                                  {
 #define DIFFIT_OP(name, ...) OnDevice<decltype(&name##_op), &name##_op>::call,
 #include "../abi/ops.def"

@@ -10,26 +10,29 @@
 #include "../abi/diffit.h"
 #include "arch.cuh"
 
-#if defined(DIFFIT_EMULATED)
-#include <string>
-#endif
-
 constexpr int kScratchSlots = 4;
 
-/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next copy to the host. */
+/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next wait for the device. */
 struct diffit_bad_index {
   int taken;
   const char *op; /* a literal of the host's; the device only carries it */
   int64_t value, position, limit;
 };
 
+struct diffit_staging; /* copies.cu */
+
 struct diffit_context {
   int index = 0;
-  cudaStream_t stream = nullptr;
+  cudaStream_t home = nullptr; /* where everything runs, in order */
+  cudaStream_t recorder = nullptr; /* which runs nothing: operations are captured there, graph.cu */
+  cudaStream_t stream = nullptr; /* where operations go: one of the two */
   cudaDeviceProp about = {};
   void *scratch[kScratchSlots] = {};
   size_t scratchBytes[kScratchSlots] = {};
+  uint64_t scratchMoves = 0; /* how often a slot got other memory */
   diffit_bad_index *badIndex = nullptr;
+  diffit_staging *staging = nullptr;
+  cudaEvent_t marks[DIFFIT_MARKS] = {};
   char error[512] = "";
 };
 
@@ -38,11 +41,25 @@ namespace diffit {
 /* Stores a printf-style sentence for diffit_backend.error and returns `status`. */
 diffit_status fail(diffit_context *ctx, diffit_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* DIFFIT_OK, or the status and sentence of a failed call of the runtime. */
+/* DIFFIT_OK, or the status and sentence of a failed call of the runtime. For the queue's thread. */
 diffit_status check(diffit_context *ctx, cudaError_t error, const char *what);
 /* Device memory that is the operation's own until the next operation asks for the same slot; nullptr when there is none (fail is
-   already called). */
+   already called). While operations are captured it cannot grow: it fails, and the operations have to run once before. */
 void *scratch(diffit_context *ctx, int slot, size_t bytes);
+
+/* ---- the rest of the backend's table: copies.cu, graph.cu ----------------------------------------------------- */
+
+diffit_status upload(diffit_context *ctx, void *device, const void *host, size_t bytes);
+diffit_status download(diffit_context *ctx, void *host, const void *device, size_t bytes);
+void freeStaging(diffit_context *ctx);
+/* The first bad index that a kernel met, as the failure of whoever has waited for the device. */
+diffit_status reportBadIndex(diffit_context *ctx);
+diffit_status captureBegin(diffit_context *ctx);
+diffit_status captureEnd(diffit_context *ctx, void **graph);
+diffit_status replay(diffit_context *ctx, void *graph);
+void freeGraph(diffit_context *ctx, void *graph);
+
+/* ---- checks and sizes ----------------------------------------------------------------------------------------- */
 
 /* Leaves the operation with DIFFIT_INVALID and a sentence that names the condition. `ctx` must be in scope. */
 #define REQUIRE(condition)                                                                                 \
@@ -80,11 +97,10 @@ template <class... Parameters, class... Arguments>
 diffit_status launch(diffit_context *ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t sharedBytes,
                      Arguments... arguments) {
 #if defined(DIFFIT_EMULATED)
-  std::string why;
-  if (emulator::runGrid(
-          {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, sharedBytes, [&] { kernel(arguments...); }, &why))
-    return DIFFIT_OK;
-  return fail(ctx, DIFFIT_DEVICE_FAULT, "A kernel failed: %s.", why.c_str());
+  return check(ctx,
+               emulator::launch(ctx->stream, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, sharedBytes,
+                                [=] { kernel(arguments...); }),
+               "A kernel");
 #else
   if (sharedBytes > 48 << 10)
     TRY(check(ctx,

@@ -1,7 +1,6 @@
 /*
  * Stands in for CUDA's <cuda_runtime.h> when native/cuda is compiled by the host compiler: the words of the language, the
- * built-in variables, and as much of the runtime as native/cuda calls, over the machine's own memory. One device, of four
- * "multiprocessors"; streams do everything at once.
+ * built-in variables, and as much of the runtime as native/cuda calls (runtime.cc), over the machine's own memory.
  */
 #ifndef DIFFIT_EMULATOR_CUDA_RUNTIME_H
 #define DIFFIT_EMULATOR_CUDA_RUNTIME_H
@@ -11,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <functional>
 
 #include "block.h"
 
@@ -77,18 +78,39 @@ static inline int atomicCAS(int *at, int expected, int value) {
 }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 
-/* ---- the runtime --------------------------------------------------------------------------------------------- */
+/* ---- the runtime: what may be late on a GPU is late here, see runtime.cc ---------------------------------------- */
 
 enum cudaError_t {
   cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
-  cudaErrorLaunchFailure = 719
+  cudaErrorECCUncorrectable = 214,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchTimeout = 702,
+  cudaErrorAssert = 710,
+  cudaErrorHardwareStackError = 714,
+  cudaErrorIllegalInstruction = 715,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorInvalidAddressSpace = 717,
+  cudaErrorInvalidPc = 718,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
+enum { cudaEventDefault = 0, cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1 };
 using cudaStream_t = struct CUstream_st *;
+using cudaEvent_t = struct CUevent_st *;
+using cudaGraph_t = struct CUgraph_st *;
+using cudaGraphExec_t = struct CUgraphExec_st *;
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
@@ -96,59 +118,42 @@ struct cudaDeviceProp {
   size_t sharedMemPerBlockOptin;
 };
 
-static inline const char *cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorMemoryAllocation ? "out of memory"
-         : error == cudaErrorInvalidDevice  ? "invalid device ordinal"
-                                            : "no error";
-}
-static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-static inline cudaError_t cudaGetDeviceCount(int *count) {
-  *count = 1;
-  return cudaSuccess;
-}
-static inline cudaError_t cudaDriverGetVersion(int *version) {
-  *version = 13000;
-  return cudaSuccess;
-}
-static inline cudaError_t cudaRuntimeGetVersion(int *version) {
-  *version = 13000;
-  return cudaSuccess;
-}
-static inline cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int) {
-  *about = {"CUDA emulator", 0, 8, 0, 4, ::diffit::emulator::kMaxSharedBytes};
-  return cudaSuccess;
-}
-static inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-  *stream = nullptr;
-  return cudaSuccess;
-}
-static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-/* Memory starts as NaN, so that what is read before it is written shows. */
-static inline cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t) {
-  if (posix_memalign(memory, 256, bytes ? bytes : 1) != 0) return cudaErrorMemoryAllocation;
-  memset(*memory, 0xff, bytes);
-  return cudaSuccess;
-}
-static inline cudaError_t cudaFreeAsync(void *memory, cudaStream_t) {
-  free(memory);
-  return cudaSuccess;
-}
-static inline cudaError_t cudaMallocHost(void **memory, size_t bytes) {
-  return (*memory = malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-static inline cudaError_t cudaFreeHost(void *memory) {
-  free(memory);
-  return cudaSuccess;
-}
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  if (bytes) memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-static inline cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t) {
-  if (bytes) memset(memory, value, bytes);
-  return cudaSuccess;
-}
+const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();
+cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaSetDevice(int index);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int index);
+cudaError_t cudaMemGetInfo(size_t *free, size_t *total);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to);
+cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream);
+cudaError_t cudaMallocHost(void **memory, size_t bytes);
+cudaError_t cudaFreeHost(void *memory);
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+
+namespace diffit {
+namespace emulator {
+
+/* Enqueues a grid of `kernel`, which holds its arguments by value. A fault's sentence is what cudaGetErrorString gives for it. */
+cudaError_t launch(cudaStream_t stream, Index3 grid, Index3 block, size_t sharedBytes, std::function<void()> kernel);
+
+}  // namespace emulator
+}  // namespace diffit
 
 #endif
