@@ -102,17 +102,17 @@ function build(t: Test, folder: string, mutation: Mutation): void {
   const path = join(cuda, mutation.file);
   writeFileSync(path, mutate(readFileSync(path, 'utf8'), mutation));
   const object = join(native, `${mutation.unit}.o`);
-  // The Makefile's own command, so that its flags are these.
-  const target = `../../build/cuda/emulated/${mutation.unit}.o`;
-  const printed = execFileSync('make', ['-n', '-B', '-C', cuda, target], { encoding: 'utf8' });
-  const command = printed.split('\n').find((line) => line.includes(` -c ${mutation.unit}.cu `)) as string;
-  execFileSync('sh', ['-c', `${command.replace(/ -o \S+/, '')} -O0 -o ${object}`], { cwd: cuda, stdio: 'pipe' });
-  // An object whose source is gone may still lie there.
-  const sources = ['cuda', 'emulator'].flatMap((room) => readdirSync(join(native, room)));
-  const units = sources.filter((name) => /\.(cu|cc)$/.test(name)).map((name) => name.replace(/\.\w+$/, '.o'));
-  const others = readdirSync(objects).filter((name) => units.includes(name) && name !== `${mutation.unit}.o`);
-  const linked = [object, ...others.map((name) => join(objects, name))];
-  execFileSync('c++', ['-shared', '-o', join(folder, 'build', 'Release', library), ...linked], { stdio: 'pipe' });
+  // The Makefile's own commands, so that flags and the list of objects are these.
+  const compiled = `../../build/cuda/emulated/${mutation.unit}.o`;
+  const printed = execFileSync('make', ['-n', '-B', '-C', kernels, 'emulated'], { encoding: 'utf8' }).split('\n');
+  const compile = printed.find((line) => line.includes(` -c ${mutation.unit}.cu `)) as string;
+  const link = printed.find((line) => line.includes(' -shared ')) as string;
+  const run = (command: string, cwd: string): void => {
+    execFileSync('sh', ['-c', command], { cwd, stdio: 'pipe' });
+  };
+  run(`${compile.replace(/ -o \S+/, '')} -O0 -o ${object}`, cuda);
+  const shared = join(folder, 'build', 'Release', library);
+  run(link.replace(/ -o \S+/, ` -o ${shared}`).replace(` ${compiled}`, ` ${object}`), kernels);
 }
 
 t.test(
