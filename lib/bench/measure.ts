@@ -1,5 +1,6 @@
 /** Timing: warm-up, as many samples as the time allows, medians. */
-import { type DeviceName, synchronize } from '../device.js';
+import { type DeviceName, timeDevice } from '../device.js';
+import { replayed } from '../graph.js';
 import type { Timing } from './report.js';
 
 /** How a device's work is timed. */
@@ -9,18 +10,18 @@ export interface DeviceTimer {
   samples(enqueue: (sample: number) => void, count: number): Promise<number[]>;
 }
 
-/** The host's clock, from an idle device to an idle device: what starting the work costs is in it. */
-export function hostTimer(device: DeviceName): DeviceTimer {
+/**
+ * Marks in the device's queue: from when the device comes to the work until it is done. With `key` (any object) work that repeats
+ * is replayed in one launch, where the device can: the launches of single operations then do not show.
+ */
+export function deviceTimer(device: DeviceName, key?: object): DeviceTimer {
   return {
-    clock: 'host',
+    clock: 'device',
     async samples(enqueue, count) {
       const times: number[] = [];
       for (let i = 0; i < count; i++) {
-        await synchronize(device);
-        const start = performance.now();
-        enqueue(i);
-        await synchronize(device);
-        times.push(performance.now() - start);
+        const work = (): void => enqueue(i);
+        times.push(await timeDevice(key ? () => replayed(key, device, work) : work, device));
       }
       return times;
     },
@@ -61,7 +62,11 @@ export async function measure(
     }, count);
   await times(Math.max(effort.warmUps, 1), 1);
   const [once] = await times(1, 1);
-  const repeats = Math.min(maxRepeats, Math.max(1, Math.ceil(effort.sample / once)));
+  const wanted = Math.min(maxRepeats, Math.max(1, Math.ceil(effort.sample / once)));
+  // Whole rounds of all sets: every sample is then the same work, which can be replayed.
+  const repeats = wanted > 1 ? Math.ceil(wanted / sets) * sets : 1;
+  turn = 0;
+  await times(effort.warmUps, repeats);
   const fitting = Math.floor(effort.budget / (once * repeats));
   const samples = Math.max(effort.least, Math.min(effort.samples, fitting));
   const each = (await times(samples, repeats)).map((time) => time / repeats);

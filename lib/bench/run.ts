@@ -10,7 +10,7 @@ import { OptionError, OutOfMemoryError } from '../errors.js';
 import { saveSafetensors } from '../io/index.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
-import { type DeviceTimer, type Effort, efforts, hostTimer, measure } from './measure.js';
+import { deviceTimer, type Effort, efforts, measure } from './measure.js';
 import { networks, timeSteps } from './networks.js';
 import { bytesOf, operations, type Preparation, type Prepared } from './operations.js';
 import type { Ceilings, Group, Precision, Report, Result, Spec, Timing } from './report.js';
@@ -44,10 +44,9 @@ export async function runGroup(options: BenchOptions): Promise<Report> {
   const before = defaultDevice();
   setDefaultDevice(device); // modules make their parameters there
   try {
-    const timer = hostTimer(device);
     const effort = efforts[quick || device === 'cuda-emulated' ? 'quick' : device.startsWith('cpu') ? 'cpu' : 'gpu'];
     const started = performance.now();
-    const context = { timer, effort, device, dtype };
+    const context = { effort, device, dtype };
     const ceilings = await measureCeilings(specsOf('copy', scaleOf(device, quick), dtype), context);
     const specs = listSpecs(options);
     const results: Result[] = [];
@@ -107,7 +106,6 @@ function scaleOf(device: DeviceName, quick = false): Scale {
 }
 
 interface Context {
-  timer: DeviceTimer;
   effort: Effort;
   device: DeviceName;
   dtype: Precision;
@@ -115,7 +113,7 @@ interface Context {
 
 /** One spec's time, or the sentence that says why there is none. */
 async function time(spec: Spec, context: Context): Promise<{ ms: Timing } | { error: string }> {
-  const { timer, effort, device, dtype } = context;
+  const { effort, device, dtype } = context;
   const sets: Prepared[] = [];
   try {
     if (spec.group === 'sampler') return { ms: await timeSteps(spec, device, dtype, effort) };
@@ -128,6 +126,7 @@ async function time(spec: Spec, context: Context): Promise<{ ms: Timing } | { er
       while (sets.length < Math.min(wanted, effort === efforts.quick ? 2 : maxSets))
         sets.push(prepare(sets.length + 1));
       await synchronize(device);
+      const timer = deviceTimer(device, spec.group in operations ? spec : undefined);
       return { ms: await measure(timer, (set) => sets[set].run(), sets.length, effort) };
     });
   } catch (error) {
