@@ -4,7 +4,7 @@
  *     npm run report:ptxas -- [--archs 80,90a] [--files attention,attention_backward] [--kernels REGEXP] [--all] [--json] [--out FILE]
  *
  * Compiles each file as native/cuda/Makefile does, with -Xptxas -v, for one architecture after the other. By default the files of
- * attention, gemm and conv, one line per kernel; --all also sums up the others, one line per file. --kernels picks by demangled name.
+ * attention, gemm, conv and mma, one line per kernel; --all also sums up the others, one line per file. CUTLASS's take long: name them. --kernels picks by demangled name.
  * Exits with 1 when a listed kernel spills. Blocks per multiprocessor follow from registers, threads and static shared memory; dynamic
  * shared memory is known at launch only, and such kernels are marked.
  */
@@ -17,7 +17,7 @@ import { parseArgs } from 'node:util';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const cuda = join(root, 'native', 'cuda');
-const hot = /^(attention|gemm|conv)/;
+const hot = /^(attention|gemm|conv|mma)/;
 
 /** A multiprocessor's limits, CUDA programming guide, compute capabilities 8.0 and 9.0. */
 const limits: Record<number, { threads: number; blocks: number; shared: number }> = {
