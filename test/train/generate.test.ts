@@ -93,5 +93,6 @@ t.test('progress counts sampler steps; an abort ends it and leaves nothing behin
     [3, 4],
   ]);
   await synchronize();
-  t.equal(memory().liveBuffers, liveBuffers);
+  const left = memory().liveBuffers - liveBuffers; // fewer when the collector came by for what earlier tests left
+  t.ok(left <= 0, `${left} buffers left`);
 });
