@@ -85,10 +85,14 @@ struct FinishVisitor {
         float v[8];
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < 8; i++) v[i] = sums[i];
+        auto held = [&](float(&other)[8]) {
+          CUTLASS_PRAGMA_UNROLL
+          for (int i = 0; i < 8; i++) other[i] = residual[step % 2][row * kAcross + column][i];
+        };
         if (params->partials)
           storeEight({params->partials, DIFFIT_F32}, at, v);
         else
-          params->e.template eight<GeluTanhKind>(v, at, first, residual[step % 2][row * kAcross + column]);
+          params->e.template eight<GeluTanhKind>(v, at, first, held);
       }
       return sums;
     }

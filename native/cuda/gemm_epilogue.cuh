@@ -61,9 +61,9 @@ struct Epilogue {
     if (accumulate) v += loadOne(y, at);
     storeOne(y, at, v);
   }
-  /* The same for eight neighbours of a row, where inEights() holds; their residual, if there is one, has been read. */
-  template <class Functions>
-  __device__ void eight(float (&v)[8], int64_t at, int64_t column, const float (&residual8)[8]) const {
+  /* The same for eight neighbours of a row, where inEights() holds. readResidual(other) is asked for theirs when it is their turn. */
+  template <class Functions, class ReadResidual>
+  __device__ void eight(float (&v)[8], int64_t at, int64_t column, const ReadResidual &readResidual) const {
     float other[8];
     if (bias) {
       loadEight({(void *)bias, DIFFIT_F32}, column, other);
@@ -85,8 +85,9 @@ struct Epilogue {
       v[4] *= high.x, v[5] *= high.y, v[6] *= high.z, v[7] *= high.w;
     }
     if (residual.data) {
+      readResidual(other);
 #pragma unroll
-      for (int i = 0; i < 8; i++) v[i] += residual8[i];
+      for (int i = 0; i < 8; i++) v[i] += other[i];
     }
     if (accumulate) {
       loadEight(y, at, other);
@@ -97,9 +98,7 @@ struct Epilogue {
   }
   template <class Functions>
   __device__ void eight(float (&v)[8], int64_t at, int64_t column) const {
-    float residual8[8];
-    if (residual.data) loadEight(residual, at, residual8);
-    eight<Functions>(v, at, column, residual8);
+    eight<Functions>(v, at, column, [&](float(&other)[8]) { loadEight(residual, at, other); });
   }
   /* May rows of n numbers be read and written eight at a time? */
   bool inEights(int64_t n) const {
