@@ -101,7 +101,7 @@ dtypes="bf16 f32 f16"
 
 # ---- verify -----------------------------------------------------------------------------------------------------
 verify() {
-  local suites=(test/ops/*.test.ts test/nn/*.test.ts test/optim/*.test.ts test/random.test.ts test/autograd.test.ts test/models/*.test.ts)
+  local suites=(test/ops/*.test.ts test/nn/*.test.ts test/optim/*.test.ts test/random.test.ts test/autograd.test.ts test/models/*.test.ts test/diffusion/*.test.ts test/train/precision.test.ts test/native/replay.test.ts)
   [[ -z $quick ]] || suites=(test/ops/errors.test.ts test/nn/attention.test.ts)
   local begun=$SECONDS limit=240 parallel=$(($(nproc) / 2))
   [[ $(left) -gt $limit ]] || limit=$(left)

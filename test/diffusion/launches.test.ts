@@ -15,12 +15,12 @@ import * as F from '../../lib/nn/functional.js';
 import { manualSeed, randn } from '../../lib/ops/random.js';
 import { type Tensor, tensor } from '../../lib/tensor.js';
 import type { StepReport } from '../../lib/train/index.js';
+import { device } from '../ops/lowp.js';
 import { bits, tinyTrainer } from '../train/fixtures.js';
 
-const device = 'cuda-emulated';
 const ddpm = new GaussianDiffusion({ respacing: '12' });
 
-/** Runs `fn` with the emulator as the default device. */
+/** Runs `fn` with a CUDA device as the default one. */
 const onDevice = async (fn: () => Promise<void>): Promise<void> => {
   const before = defaultDevice();
   setDefaultDevice(device);

@@ -10,8 +10,8 @@ import { HostRandom } from '../../lib/random.js';
 import { scope } from '../../lib/scope.js';
 import { full, type Tensor, tensor, zeros } from '../../lib/tensor.js';
 import { numbers, settledMemory } from '../helpers.js';
+import { device } from '../ops/lowp.js';
 
-const device = 'cuda-emulated';
 const { ops } = native;
 
 /** What `fn` adds to the counters. */

@@ -6,10 +6,12 @@ import { readFileSync } from 'node:fs';
 import t from 'tap';
 import '../../lib/autograd.js';
 import { setDefaultDevice } from '../../lib/device.js';
+import { native } from '../../lib/native.js';
 import { attention } from '../../lib/ops/attention.js';
 import { autocast, type LowPrecision, noGrad } from '../../lib/scope.js';
-import { type Tensor, tensor } from '../../lib/tensor.js';
+import { Tensor, tensor } from '../../lib/tensor.js';
 import { numbers, withoutLeaks } from '../helpers.js';
+import { device } from './lowp.js';
 import * as reference from './reference.js';
 
 type Errors = Record<'y' | 'dqkv' | 'dtime' | 'dtable', number>;
@@ -22,7 +24,6 @@ const { cases }: { cases: Case[] } = JSON.parse(
   readFileSync(new URL('../fixtures/attention_lowp.json', import.meta.url), 'utf8'),
 );
 
-const device = 'cuda-emulated';
 const limits: Record<LowPrecision, number> = { bf16: 5e-3, f16: 7e-4 };
 
 interface Inputs {
@@ -182,6 +183,24 @@ for (const [name, c] of Object.entries(families)) {
         attention(x.qkv, { heads: c.heads, window: [c.wh, c.ww], time: x.time, table: x.table }),
       );
       t.strictSame(await plain.bytes(), first[0]);
+    }),
+  );
+
+  t.test(`${name}: the log-sum-exp of every row`, (t) =>
+    withoutLeaks(t, device, async () => {
+      const { qkv, time, table, dy } = inputs(c, 'bf16') as Required<Inputs>;
+      const [y, lse] = [Tensor.empty(dy.shape, 'bf16', device), Tensor.empty([c.b, c.heads, c.h, c.w], 'f32', device)];
+      const { heads, wh, ww } = c;
+      native.ops.attention(qkv.id, time.id, table.id, y.id, lse.id, heads, wh, ww, 1 / Math.sqrt(c.d));
+      const expected = reference.attention(
+        await values(qkv),
+        await values(time),
+        await values(table),
+        c,
+        await values(dy),
+      );
+      const error = await distance(lse, expected.lse);
+      t.ok(error < 1e-3, `error ${error.toExponential(1)}`);
     }),
   );
 

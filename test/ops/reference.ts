@@ -125,11 +125,12 @@ export function attention(
   table: Values,
   { b, h, w, heads, d, wh, ww }: AttentionSizes,
   dy: Values,
-): Record<'y' | 'dqkv' | 'dtime' | 'dtable', Float64Array> {
+): Record<'y' | 'lse' | 'dqkv' | 'dtime' | 'dtable', Float64Array> {
   const c = heads * d;
   const n = wh * ww;
   const scale = 1 / Math.sqrt(d);
   const y = new Float64Array(b * h * w * c);
+  const lse = new Float64Array(b * heads * h * w);
   const [dqkv, dtime, dtable] = [qkv, time, table].map((x) => new Float64Array(x.length));
   const [p, dp] = [new Float64Array(n), new Float64Array(n)];
   for (let group = 0; group < b * (h / wh) * (w / ww) * heads; group++) {
@@ -158,6 +159,7 @@ export function attention(
       }
       let total = 0;
       for (let j = 0; j < n; j++) total += Math.exp(p[j] - most);
+      lse[(sample * heads + head) * h * w + token(i) - sample * h * w] = most + Math.log(total);
       let mean = 0;
       for (let j = 0; j < n; j++) {
         p[j] = Math.exp(p[j] - most) / total;
@@ -184,5 +186,5 @@ export function attention(
       }
     }
   }
-  return { y, dqkv, dtime, dtable };
+  return { y, lse, dqkv, dtime, dtable };
 }
