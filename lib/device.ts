@@ -55,8 +55,10 @@ function libraryOf(name: DeviceName): string {
   const emulated = name.startsWith('cuda-emulated');
   const path = backendLibrary(emulated ? 'cuda_emulated' : 'cuda');
   if (existsSync(path)) return path;
-  const advice = emulated ? 'In a clone, "npm run build:emulator" makes it.' : 'Use "cpu".';
-  throw new DeviceError(`Device "${name}" is not available: this build of diffit has no ${path}. ${advice}`);
+  const advice = emulated ? 'npm run build:emulator' : 'npm run build:cuda';
+  throw new DeviceError(
+    `Device "${name}" is not available: this build of diffit has no ${path}. In a clone, "${advice}" makes it.`,
+  );
 }
 
 /** Devices of this machine: the CPU and every GPU, or why there is none ('cuda'). Opens each. */

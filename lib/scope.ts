@@ -6,6 +6,7 @@
  * it (or to the caller). The gradient tape holds its own references, so leaving a scope never breaks backward().
  */
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { unknownName } from './errors.js';
 
 /** What a scope owns. */
 export interface Owned {
@@ -20,6 +21,7 @@ interface Frame {
 
 /** The dtypes that matrix units multiply at full speed. */
 export type LowPrecision = 'bf16' | 'f16';
+const autocastDTypes: readonly string[] = ['bf16', 'f16', 'f32'];
 
 const outermost: Frame = { owned: undefined, grad: true, autocast: undefined };
 const storage = new AsyncLocalStorage<Frame>();
@@ -68,6 +70,7 @@ export function withGrad<T>(grad: boolean, fn: () => T): T {
  * 'f32' switches it off inside another autocast.
  */
 export function autocast<T>(dtype: LowPrecision | 'f32', fn: () => T): T {
+  if (!autocastDTypes.includes(dtype)) throw unknownName('autocast dtype', String(dtype), autocastDTypes);
   const parent = storage.getStore() ?? outermost;
   const wanted = dtype === 'f32' ? undefined : dtype;
   return parent.autocast === wanted ? fn() : storage.run({ ...parent, autocast: wanted }, fn);

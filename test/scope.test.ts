@@ -2,7 +2,7 @@
 import t from 'tap';
 import '../lib/autograd.js';
 import { defaultDevice, memory } from '../lib/device.js';
-import { gradEnabled, keep, noGrad, scope, withGrad } from '../lib/scope.js';
+import { autocast, autocastDType, gradEnabled, keep, noGrad, scope, withGrad } from '../lib/scope.js';
 import { ones, type Tensor, zeros } from '../lib/tensor.js';
 
 const live = (): number => memory(defaultDevice()).liveBuffers;
@@ -197,4 +197,25 @@ t.test('noGrad switches recording off, across awaits, and only for its own task'
   const before = live();
   scope(() => noGrad(() => void ones([1])));
   t.equal(live(), before, 'tensors made in noGrad belong to the scope around it');
+});
+
+t.test('autocast follows the call, as noGrad does, and knows its dtypes', async (t) => {
+  t.equal(autocastDType(), undefined);
+  await autocast('bf16', async () => {
+    await pause();
+    t.equal(autocastDType(), 'bf16');
+    t.equal(
+      scope(() => noGrad(() => autocastDType())),
+      'bf16',
+    );
+    t.equal(
+      autocast('f32', () => autocastDType()),
+      undefined,
+    );
+  });
+  t.equal(autocastDType(), undefined);
+  t.throws(() => autocast('int8' as 'bf16', () => 1), {
+    name: 'OptionError',
+    message: /Unknown autocast dtype "int8".*bf16, f16, f32/,
+  });
 });
