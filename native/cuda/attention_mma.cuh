@@ -224,6 +224,8 @@ __device__ __forceinline__ float quadMax(float x) {
 /* Windows of at most so many tokens lie on chip as a whole (attention_window.cu). */
 constexpr int kWindowTokens = 64;
 
+/* Does the device have the shared memory for two whole windows? (99 KB, as sm_86 and sm_89 have, hold none of 64 tokens over d = 96.) */
+bool windowForwardFits(diffit_context *ctx, const AttentionSizes &s);
 /* Does the device have the shared memory for the window's table, and for its gradient if that is wanted? */
 bool gridForwardFits(diffit_context *ctx, const AttentionSizes &s, bool table);
 bool gridBackwardFits(diffit_context *ctx, const AttentionSizes &s, bool table, bool tableGradient);

@@ -96,6 +96,10 @@ __host__ __device__ inline int64_t ceilDiv(int64_t a, int64_t b) { return (a + b
 template <class... Parameters, class... Arguments>
 diffit_status launch(diffit_context *ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t sharedBytes,
                      Arguments... arguments) {
+  const size_t most = ctx->about.sharedMemPerBlockOptin;
+  if (sharedBytes > most)
+    return fail(ctx, DIFFIT_UNSUPPORTED, "A kernel needs %zu bytes of shared memory; this device has %zu for a block.",
+                sharedBytes, most);
 #if defined(DIFFIT_EMULATED)
   return check(ctx,
                emulator::launch(ctx->stream, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, sharedBytes,
@@ -115,16 +119,24 @@ diffit_status launch(diffit_context *ctx, void (*kernel)(Parameters...), dim3 gr
 #endif
 }
 
+/* Where the kernels of an operation report a bad index. Made on the host alone: a literal in a kernel lies in the device's memory,
+   and the host, which prints the name, cannot read it there. */
+struct IndexReport {
+  diffit_bad_index *first;
+  const char *op;
+
+  IndexReport(const diffit_context *ctx, const char *name) : first(ctx->badIndex), op(name) {}
+};
+
 /* Is ids[position] in [0, limit)? If not, it is remembered for the next copy to the host. */
-__device__ inline bool isIndex(diffit_bad_index *report, const char *op, const int64_t *ids, int64_t position,
-                               int64_t limit) {
+__device__ inline bool isIndex(const IndexReport &report, const int64_t *ids, int64_t position, int64_t limit) {
   const int64_t value = ids[position];
   if (value >= 0 && value < limit) return true;
-  if (atomicCAS(&report->taken, 0, 1) == 0) {
-    report->op = op;
-    report->value = value;
-    report->position = position;
-    report->limit = limit;
+  if (atomicCAS(&report.first->taken, 0, 1) == 0) {
+    report.first->op = report.op;
+    report.first->value = value;
+    report.first->position = position;
+    report.first->limit = limit;
   }
   return false;
 }

@@ -158,10 +158,10 @@ diffit_status gatherRows(diffit_context *ctx, const void *table, const int64_t *
                          int64_t width, int64_t limit) {
   const T *from = (const T *)table;
   T *to = (T *)y;
-  diffit_bad_index *report = ctx->badIndex;
+  const IndexReport report(ctx, "gather_rows");
   return forEach(ctx, count * width, [=] __device__(int64_t i) {
     const int64_t position = i / width;
-    if (isIndex(report, "gather_rows", ids, position, limit))
+    if (isIndex(report, ids, position, limit))
       to[i] = from[ids[position] * width + (i - position * width)];
     else
       to[i] = T();
@@ -233,12 +233,12 @@ diffit_status scatter_add_rows_op(diffit_context *ctx, const diffit_tensor *dy, 
   const int64_t *id = (const int64_t *)ids->data, strips = ceilDiv(width, 32);
   const float *from = f32(dy);
   float *to = f32(dtable);
-  diffit_bad_index *report = ctx->badIndex;
+  const IndexReport report(ctx, "scatter_add_rows");
   return eachRow(ctx, rows * strips, [=] __device__(int64_t task, int lane) {
     const int64_t v = task / strips, column = task % strips * 32 + lane;
     float sum = 0;
     for (int64_t i = 0; i < count; i++) {
-      if (task == 0 && lane == 0) isIndex(report, "scatter_add_rows", id, i, rows);
+      if (task == 0 && lane == 0) isIndex(report, id, i, rows);
       if (id[i] == v && column < width) sum += from[i * width + column];
     }
     if (column < width) to[v * width + column] = sum;

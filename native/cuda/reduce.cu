@@ -194,12 +194,12 @@ diffit_status cross_entropy_op(diffit_context *ctx, const diffit_tensor *logits,
   const float *in = f32(logits);
   const int64_t *label = (const int64_t *)labels->data;
   float *out = f32(loss);
-  diffit_bad_index *report = ctx->badIndex;
+  const IndexReport report(ctx, "cross_entropy");
   return eachRow(ctx, rows, [=] __device__(int64_t r, int lane) {
     const float *row = in + r * n, top = rowMax(row, n, lane);
     const double sum = rowExpSum(row, n, top, lane);
     if (lane != 0) return;
-    out[r] = isIndex(report, "cross_entropy", label, r, n) ? (float)log(sum) + (top - row[label[r]]) : NAN;
+    out[r] = isIndex(report, label, r, n) ? (float)log(sum) + (top - row[label[r]]) : NAN;
   });
 }
 
@@ -215,11 +215,11 @@ diffit_status cross_entropy_backward_op(diffit_context *ctx, const diffit_tensor
   const float *in = f32(logits), *upstream = f32(dloss);
   const int64_t *label = (const int64_t *)labels->data;
   float *out = f32(dlogits);
-  diffit_bad_index *report = ctx->badIndex;
+  const IndexReport report(ctx, "cross_entropy_backward");
   return eachRow(ctx, rows, [=] __device__(int64_t r, int lane) {
     const float *row = in + r * n, top = rowMax(row, n, lane), g = upstream[r];
     const float scale = (float)(g / rowExpSum(row, n, top, lane));
-    if (lane == 0) isIndex(report, "cross_entropy_backward", label, r, n);
+    if (lane == 0) isIndex(report, label, r, n);
     for (int64_t i = lane; i < n; i += 32) out[r * n + i] = expf(row[i] - top) * scale - (i == label[r] ? g : 0.0f);
   });
 }

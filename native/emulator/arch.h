@@ -99,6 +99,8 @@ T &sharedMemory() {
 /* ---- asynchronous copies ------------------------------------------------------------------------------------- */
 
 inline void copyAsync16(void *shared, const void *global, bool valid) {
+  if (((uintptr_t)shared | (uintptr_t)global) % 16 != 0)
+    emulator::fault("copyAsync16: an address is not aligned to 16 bytes");
   emulator::copyLater(shared, global, valid ? 16 : 0, valid ? 0 : 16);
 }
 inline void commitCopies() { emulator::commitCopies(); }

@@ -7,10 +7,10 @@
  * lenient. A captured stream remembers kernels and memsets; what would have to wait or allocate fails.
  *
  * Environment: DIFFIT_EMULATOR_DEVICES, how many there are (1); DIFFIT_EMULATOR_MEMORY, bytes of each (16 GiB);
+ * DIFFIT_EMULATOR_SHARED, bytes of shared memory that a block may have (227 KiB, those of sm_90; sm_80 has 163, sm_86 and sm_89 99);
  * DIFFIT_EMULATOR_FAULT=n, the n-th kernel of the process accesses an illegal address, which as on a GPU shows in whatever is
  * asked next, and in everything after.
  */
-#include <atomic>
 #include <atomic>
 #include <chrono>
 #include <deque>
@@ -68,6 +68,7 @@ size_t setting(const char *name, size_t otherwise) {
 }
 
 int deviceCount() { return (int)setting("DIFFIT_EMULATOR_DEVICES", 1); }
+size_t sharedMemory() { return setting("DIFFIT_EMULATOR_SHARED", diffit::emulator::kMaxSharedBytes); }
 size_t deviceMemory() { return setting("DIFFIT_EMULATOR_MEMORY", (size_t)16 << 30); }
 
 bool isPinned(const void *memory) {
@@ -139,6 +140,7 @@ cudaError_t run(const Work &work) {
 
 cudaError_t enqueue(CUstream_st *stream, Work work) {
   if (const cudaError_t error = usable(stream)) return error;
+  if (work.sharedBytes > sharedMemory()) return cudaErrorInvalidValue;
   if (stream->capture) {
     stream->capture->nodes.push_back(std::move(work));
     return cudaSuccess;
@@ -168,6 +170,8 @@ cudaError_t launch(cudaStream_t stream, Index3 grid, Index3 block, size_t shared
 
 const char *cudaGetErrorString(cudaError_t error) {
   switch (error) {
+    case cudaErrorInvalidValue:
+      return "invalid argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
     case cudaErrorInvalidDevice:
@@ -200,7 +204,7 @@ cudaError_t cudaSetDevice(int index) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int) {
-  *about = {"CUDA emulator", deviceMemory(), 8, 0, 4, diffit::emulator::kMaxSharedBytes};
+  *about = {"CUDA emulator", deviceMemory(), 8, 0, 4, sharedMemory()};
   return cudaSuccess;
 }
 

@@ -106,6 +106,36 @@ t.test('a kernel that faults ends the device for the process, and every error sa
   t.equal(lines[7], 'undefined');
 });
 
+/** Attention of bf16 numbers in 8 x 8 windows of heads of 128, and of f32 numbers in heads of 256, on both devices. */
+const attentionScript = `
+  const run = (dim, dtype, on) => diffit.scope(() => {
+    const numbers = Float32Array.from({ length: 64 * 3 * dim }, (_, i) => Math.fround(Math.sin(i * 0.7)));
+    const qkv = diffit.tensor(numbers, { shape: [1, 8, 8, 3 * dim], device: on }).to(dtype);
+    return diffit.nn.functional.attention(on === 'cpu' ? qkv.to('f32') : qkv, { heads: 1 }).to('f32');
+  });
+  for (const [dim, dtype] of [[128, 'bf16'], [256, 'f32']]) {
+    const expected = await run(dim, dtype, 'cpu').data();
+    await attempt(async () => {
+      const y = await run(dim, dtype, device).data();
+      return Math.max(...y.map((v, i) => Math.abs(v - expected[i])));
+    });
+  }
+`;
+
+t.test('a device with little shared memory takes smaller kernels, or says what it lacks', async (t) => {
+  for (const [shared, fits] of [
+    ['227K', true],
+    ['163K', true],
+    ['99K', false],
+  ] as const) {
+    const { lines, ...end } = run(attentionScript, { DIFFIT_EMULATOR_SHARED: shared });
+    t.match(end, clean, shared);
+    t.ok(Number(lines[0]) < 8e-3, `${shared}: off by ${lines[0]}`);
+    if (fits) t.ok(Number(lines[1]) < 1e-5, `${shared}: off by ${lines[1]}`);
+    else t.match(lines[1], /: attention: A kernel needs 104448 bytes of shared memory; this device has 101376/);
+  }
+});
+
 /** The addon alone with the emulated device, two tensors and `work(n)`, n spans of a product. */
 const prelude = `
   const native = require('node-gyp-build')(${JSON.stringify(root)});
