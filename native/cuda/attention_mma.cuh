@@ -42,7 +42,7 @@ constexpr int kPitch = kDim / 8 % 2 ? kDim : kDim + 8;
 
 /* ---- tiles in shared memory ---------------------------------------------------------------------------------- */
 
-/* Calls body(element of the tile, token, channel, inside?) for this thread's pieces of 8 channels. */
+/* Calls body(element of the tile, token, channel, inside?) for this thread's pieces of 8 channels; for whole warps. */
 template <int kDim, int kRows, int kBlock, class Body>
 __device__ __forceinline__ void eachPiece(const AttentionSizes &s, int first, int thread, const Body &body) {
   constexpr int kPieces = kDim / 8;
@@ -51,6 +51,7 @@ __device__ __forceinline__ void eachPiece(const AttentionSizes &s, int first, in
     const int t = i / kPieces, c = i % kPieces * 8;
     body(t * kPitch<kDim> + c, first + t, c, first + t < s.tokens && c < s.dim);
   }
+  if constexpr (kRows * kPieces % 32 != 0) syncWarp(); /* some lanes had a piece more; fragments want the warp together */
 }
 /* Starts the copy of kRows tokens from `first` on, from a tensor of `width` per token at channel `at`; zeros outside. */
 template <int kDim, int kRows, int kBlock, class T>
