@@ -1,6 +1,6 @@
 /*
  * Convolutions on NHWC images as matrix products over implicit im2col matrices: conv2d, conv2d_dgrad, conv2d_wgrad. f32 here, bf16, f16
- * and (asked for) TF32 on tensor cores in conv_mma.cuh.
+ * and (asked for) TF32 on tensor cores in conv_mma.cuh, or by CUTLASS where it is built in and has the case (cutlass_conv.cuh).
  *
  * x [B, H, W, I], w [O, kh, kw, I], y [B, OH, OW, O]; a tap is a (ky, kx). The loaders find their numbers by conv_windows.cuh.
  *
@@ -11,6 +11,7 @@
  * Traffic: x (dy) is read about kh kw times through the L2 cache, once from memory.
  */
 #include "conv_windows.cuh"
+#include "cutlass_conv.cuh"
 #include "gemm_load.cuh"
 #include "gemm_problem.cuh"
 #include "gemm_tile.cuh"
@@ -124,7 +125,10 @@ diffit_status conv2d_op(diffit_context *ctx, const diffit_tensor *x, const diffi
   e.residual = floats(residual);
   return byOperands(
       x->dtype,
-      [&](auto type) {
+      [&](auto type) -> diffit_status {
+        bool taken = false;
+        TRY(cutlassConv(ctx, {ConvKind::kFprop, x, w, y, e, {stride, padTop, padLeft}}, &taken));
+        if (taken) return DIFFIT_OK;
         return mmaConv<decltype(type)>(ctx, x, w, y, e, {stride, padTop, padLeft});
       },
       [&] {
@@ -145,7 +149,10 @@ diffit_status conv2d_dgrad_op(diffit_context *ctx, const diffit_tensor *dy, cons
   const Epilogue e = writeTo(dx);
   return byOperands(
       dy->dtype,
-      [&](auto type) {
+      [&](auto type) -> diffit_status {
+        bool taken = false;
+        TRY(cutlassConv(ctx, {ConvKind::kDgrad, dx, w, dy, e, {stride, padTop, padLeft}}, &taken));
+        if (taken) return DIFFIT_OK;
         return mmaConvDgrad<decltype(type)>(ctx, dy, w, dx, e, {stride, padTop, padLeft});
       },
       [&] {
@@ -166,7 +173,10 @@ diffit_status conv2d_wgrad_op(diffit_context *ctx, const diffit_tensor *x, const
   const Epilogue e = writeTo(dw);
   return byOperands(
       x->dtype,
-      [&](auto type) {
+      [&](auto type) -> diffit_status {
+        bool taken = false;
+        TRY(cutlassConv(ctx, {ConvKind::kWgrad, x, dw, dy, e, {stride, padTop, padLeft}}, &taken));
+        if (taken) return DIFFIT_OK;
         return mmaConvWgrad<decltype(type)>(ctx, x, dy, dw, e, {stride, padTop, padLeft});
       },
       [&] {

@@ -16,6 +16,7 @@
 
 #include <cutlass/gemm/device/gemm_universal_adapter.h>
 
+#include "cutlass_element.cuh"
 #include "cutlass_gemm.cuh"
 
 namespace diffit {
@@ -55,17 +56,6 @@ struct Ending {
                              cutlass::epilogue::fusion::LinCombPerColBiasEltAct<GeluTanh, Output, float, float, Source>,
                              cutlass::epilogue::fusion::LinCombPerColBiasEltActAux<
                                  cutlass::layout::RowMajor, GeluTanh, Output, float, Element, float, Source>>>>;
-};
-
-template <class T>
-struct CutlassElement;
-template <>
-struct CutlassElement<bf16> {
-  using Type = cutlass::bfloat16_t;
-};
-template <>
-struct CutlassElement<f16> {
-  using Type = cutlass::half_t;
 };
 
 /* Tiles of 128 x kColumns x 64, two neighbours in m sharing b: 256 columns by two warpgroups together, 128 by two in turns. */
