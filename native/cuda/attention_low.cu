@@ -70,7 +70,7 @@ diffit_status splitColumns(diffit_context *ctx, LowAttention<T> &a, const diffit
 
 template <class T>
 diffit_status forward(diffit_context *ctx, LowAttention<T> a, const diffit_tensor *table) {
-  if (isWindow(a.s)) return windowForward(ctx, a);
+  if (isWindow(a.s) && windowForwardFits(ctx, a.s)) return windowForward(ctx, a);
   TRY(splitColumns(ctx, a, table));
   return gridForward(ctx, a);
 }
@@ -161,7 +161,8 @@ diffit_status joinTimeParts(diffit_context *ctx, const float *partials, float *d
 diffit_status lowAttention(diffit_context *ctx, const AttentionSizes &s, const diffit_tensor *qkv,
                            const diffit_tensor *time, const diffit_tensor *table, diffit_tensor *y,
                            diffit_tensor *lse) {
-  if (hasKernels(s) && isAligned(qkv) && isAligned(y) && (isWindow(s) || gridForwardFits(ctx, s, table)))
+  const bool fits = (isWindow(s) && windowForwardFits(ctx, s)) || gridForwardFits(ctx, s, table);
+  if (hasKernels(s) && isAligned(qkv) && isAligned(y) && fits)
     return qkv->dtype == DIFFIT_BF16 ? forward(ctx, arguments<bf16>(s, qkv, time, table, y, lse), table)
                                      : forward(ctx, arguments<f16>(s, qkv, time, table, y, lse), table);
   float *free = (float *)scratch(ctx, kScratchWide, (size_t)(numel(qkv) + numel(y) + 8) * sizeof(float));

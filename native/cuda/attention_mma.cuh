@@ -224,7 +224,9 @@ __device__ __forceinline__ float quadMax(float x) {
 /* Windows of at most so many tokens lie on chip as a whole (attention_window.cu). */
 constexpr int kWindowTokens = 64;
 
-/* Does the device have the shared memory for the window's table, and for its gradient if that is wanted? */
+/* Does the device have the shared memory for two stages of a window? With 99 KB (8.6, 8.9, 12.0) not of 64 tokens by 128. */
+bool windowForwardFits(diffit_context *ctx, const AttentionSizes &s);
+/* For the window's table, and for its gradient if that is wanted? */
 bool gridForwardFits(diffit_context *ctx, const AttentionSizes &s, bool table);
 bool gridBackwardFits(diffit_context *ctx, const AttentionSizes &s, bool table, bool tableGradient);
 template <class T>

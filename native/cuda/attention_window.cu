@@ -376,6 +376,15 @@ diffit_status withWindow(const AttentionSizes &s, const Run &run) {
 
 }  // namespace
 
+bool windowForwardFits(diffit_context *ctx, const AttentionSizes &s) {
+  size_t bytes = 0;
+  withWindow(s, [&](auto dim, auto tokens) {
+    bytes = sizeof(ForwardShared<bf16, decltype(dim)::value, decltype(tokens)::value>);
+    return DIFFIT_OK;
+  });
+  return bytes <= ctx->about.sharedMemPerBlockOptin;
+}
+
 template <class T>
 diffit_status windowForward(diffit_context *ctx, const LowAttention<T> &a) {
   return withWindow(a.s, [&](auto dim, auto tokens) -> diffit_status {

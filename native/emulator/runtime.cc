@@ -8,6 +8,7 @@
  * less. A captured stream remembers kernels and memsets; what would have to wait or allocate fails.
  *
  * Environment: DIFFIT_EMULATOR_DEVICES, how many there are (1); DIFFIT_EMULATOR_MEMORY, bytes of each (16 GiB);
+ * DIFFIT_EMULATOR_SHARED, bytes of shared memory that a block may have (227 KiB; GPUs of 8.6, 8.9 and 12.0 have 99);
  * DIFFIT_EMULATOR_FAULT=n, the n-th kernel of the process accesses an illegal address, which as on a GPU shows in whatever is
  * asked next, and in everything after.
  */
@@ -71,6 +72,7 @@ size_t setting(const char *name, size_t otherwise) {
 
 int deviceCount() { return (int)setting("DIFFIT_EMULATOR_DEVICES", 1); }
 size_t deviceMemory() { return setting("DIFFIT_EMULATOR_MEMORY", (size_t)16 << 30); }
+size_t sharedMemory() { return setting("DIFFIT_EMULATOR_SHARED", diffit::emulator::kMaxSharedBytes); }
 
 /* Whether the current device has that much, perhaps as a block that was given back. */
 bool findMemory(size_t bytes) {
@@ -174,6 +176,8 @@ namespace diffit {
 namespace emulator {
 
 cudaError_t launch(cudaStream_t stream, Index3 grid, Index3 block, size_t sharedBytes, std::function<void()> kernel) {
+  static const size_t most = sharedMemory();
+  if (sharedBytes > most) return cudaErrorInvalidValue;
   Work work;
   work.grid = grid;
   work.block = block;
@@ -189,6 +193,8 @@ cudaError_t launch(cudaStream_t stream, Index3 grid, Index3 block, size_t shared
 
 const char *cudaGetErrorString(cudaError_t error) {
   switch (error) {
+    case cudaErrorInvalidValue:
+      return "invalid argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
     case cudaErrorInvalidDevice:
@@ -221,7 +227,7 @@ cudaError_t cudaSetDevice(int index) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int) {
-  *about = {"CUDA emulator", deviceMemory(), 8, 0, 4, diffit::emulator::kMaxSharedBytes, 1};
+  *about = {"CUDA emulator", deviceMemory(), 8, 0, 4, sharedMemory(), 1};
   return cudaSuccess;
 }
 

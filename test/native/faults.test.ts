@@ -83,6 +83,29 @@ t.test('no scratch memory: the operation fails, not the device', async (t) => {
   t.equal(lines[2], '16384');
 });
 
+t.test('a GPU with 99 KB of shared memory for a block: attention takes kernels that fit', async (t) => {
+  const script = `
+    const { attention } = await import(${JSON.stringify(new URL('../../lib/ops/attention.ts', import.meta.url).href)});
+    const gradients = async (device, dtype) => {
+      const random = (shape, seed) => diffit.randn(shape, { seed, device }).to('bf16').to(dtype);
+      const qkv = random([2, 8, 8, 3 * 128], 1);
+      qkv.requiresGrad = true;
+      const y = attention(qkv, { heads: 1, window: [8, 8], table: random([15 * 15, 1], 2).to('f32') });
+      y.backward(random([2, 8, 8, 128], 3));
+      return [y, qkv.grad].map((x) => x.to('f32').data());
+    };
+    for (const [i, wanted] of (await gradients('cpu', 'f32')).entries()) {
+      const [got, expected] = [await (await gradients(device, 'bf16'))[i], await wanted];
+      const norm = (at) => Math.hypot(...Array.from(expected, (_, k) => at(k)));
+      console.log(norm((k) => got[k] - expected[k]) / norm((k) => expected[k]));
+    }
+  `;
+  const { lines, ...end } = run(script, { DIFFIT_EMULATOR_SHARED: '99K' });
+  t.match(end, clean);
+  for (const line of lines) t.ok(Number(line) < 0.01, line);
+  t.equal(lines.length, 2);
+});
+
 t.test('a kernel that faults ends the device for the process, and every error says so', async (t) => {
   const script = `
     const x = diffit.ones([64], { device });
