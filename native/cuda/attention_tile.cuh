@@ -202,6 +202,9 @@ diffit_status withShape(diffit_context *ctx, const AttentionSizes &s, const Run 
       if (s.tokens <= 16 && sizeof(Shared<AttentionShape<16, kDim>>) <= most) return run(AttentionShape<16, kDim>());
       if (s.tokens > 32 && sizeof(Shared<AttentionShape<64, kDim>>) <= most) return run(AttentionShape<64, kDim>());
     }
+    if (sizeof(Shared<AttentionShape<32, kDim>>) > most)
+      return fail(ctx, DIFFIT_UNSUPPORTED,
+                  "heads of more than 128 channels need more shared memory than this GPU's %zu bytes a block", most);
     return run(AttentionShape<32, kDim>());
   };
   if (s.dim <= 32) return pick(std::integral_constant<int, 32>());
