@@ -175,7 +175,8 @@ typedef struct diffit_backend {
 
   /* Between capture_begin and capture_end operations are remembered, not run; replay runs them all in one launch, on the same
      memory. capture_end gives NULL and a status when what was remembered cannot be replayed. A graph goes stale when the backend
-     has moved its scratch memory: replay then returns DIFFIT_UNSUPPORTED and has done nothing. */
+     has moved its scratch memory: replay then returns DIFFIT_UNSUPPORTED and has done nothing, as it does when there is no memory
+     for the launch. */
   diffit_status (*capture_begin)(diffit_context *);
   diffit_status (*capture_end)(diffit_context *, void **graph);
   diffit_status (*replay)(diffit_context *, void *graph);

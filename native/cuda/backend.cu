@@ -8,7 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <map>
+#include <mutex>
 #include <new>
+#include <utility>
 
 #include "context.cuh"
 
@@ -71,6 +74,15 @@ diffit_status check(diffit_context *ctx, cudaError_t error, const char *what) {
       endsContext(error) ? " The GPU's memory is lost, and this process cannot use it again: start a new one." : "");
 }
 
+/* What was given back may be gone from the device only after a wait, so an allocation that fails is tried again behind one. */
+static cudaError_t takeMemory(diffit_context *ctx, void **memory, size_t bytes) {
+  cudaError_t error = cudaMallocAsync(memory, bytes ? bytes : 1, ctx->home);
+  if (error != cudaErrorMemoryAllocation) return error;
+  cudaGetLastError();
+  error = cudaStreamSynchronize(ctx->home);
+  return error == cudaSuccess ? cudaMallocAsync(memory, bytes ? bytes : 1, ctx->home) : error;
+}
+
 void *scratch(diffit_context *ctx, int slot, size_t bytes) {
   if (ctx->scratch[slot] && bytes <= ctx->scratchBytes[slot]) return ctx->scratch[slot];
   if (ctx->stream != ctx->home) {
@@ -78,14 +90,28 @@ void *scratch(diffit_context *ctx, int slot, size_t bytes) {
     return nullptr;
   }
   ctx->scratchMoves++;
-  if (ctx->scratch[slot]) cudaFreeAsync(ctx->scratch[slot], ctx->stream);
+  if (ctx->scratch[slot]) cudaFreeAsync(ctx->scratch[slot], ctx->home);
   ctx->scratch[slot] = nullptr;
   ctx->scratchBytes[slot] = 0;
-  if (check(ctx, cudaMallocAsync(&ctx->scratch[slot], bytes ? bytes : 1, ctx->stream), "Scratch memory") != DIFFIT_OK)
+  if (check(ctx, takeMemory(ctx, &ctx->scratch[slot], bytes), "Scratch memory") != DIFFIT_OK)
     return ctx->scratch[slot] = nullptr;
   ctx->scratchBytes[slot] = bytes;
   return ctx->scratch[slot];
 }
+
+#if !defined(DIFFIT_EMULATED)
+diffit_status allowShared(diffit_context *ctx, const void *kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void *, int>, size_t> allowed; /* by kernel and device */
+  std::lock_guard<std::mutex> lock(mutex);
+  size_t &most = allowed[{kernel, ctx->index}];
+  if (bytes <= most) return DIFFIT_OK;
+  TRY(check(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+            "A kernel's shared memory"));
+  most = bytes;
+  return DIFFIT_OK;
+}
+#endif
 
 namespace {
 
@@ -155,6 +181,11 @@ diffit_status create(int32_t index, const char *, int32_t, diffit_context **cont
     destroy(ctx);
     return DIFFIT_UNSUPPORTED;
   }
+  if (!ctx->about.memoryPoolsSupported) {
+    snprintf(why, whySize, "The driver of %s has no stream-ordered memory, which diffit needs.", ctx->about.name);
+    destroy(ctx);
+    return DIFFIT_UNSUPPORTED;
+  }
   *context = ctx;
   return DIFFIT_OK;
 }
@@ -169,8 +200,7 @@ void info(diffit_context *ctx, diffit_device_info *out) {
 /* Called from any thread, where another device may be the current one. */
 void *allocate(diffit_context *ctx, size_t bytes) {
   void *memory = nullptr;
-  if (cudaSetDevice(ctx->index) == cudaSuccess && cudaMallocAsync(&memory, bytes ? bytes : 1, ctx->home) == cudaSuccess)
-    return memory;
+  if (cudaSetDevice(ctx->index) == cudaSuccess && takeMemory(ctx, &memory, bytes) == cudaSuccess) return memory;
   cudaGetLastError();
   return nullptr;
 }

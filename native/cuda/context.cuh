@@ -12,9 +12,10 @@
 
 constexpr int kScratchSlots = 4;
 
-/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next wait for the device. */
+/* The first bad index that a kernel met, in host memory that kernels reach. Reported by the next wait for the device, behind which
+   kernels may be running: it is read when it is `complete`. */
 struct diffit_bad_index {
-  int taken;
+  int taken, complete;
   const char *op; /* a literal of the host's; the device only carries it */
   int64_t value, position, limit;
 };
@@ -46,6 +47,9 @@ diffit_status check(diffit_context *ctx, cudaError_t error, const char *what);
 /* Device memory that is the operation's own until the next operation asks for the same slot; nullptr when there is none (fail is
    already called). While operations are captured it cannot grow: it fails, and the operations have to run once before. */
 void *scratch(diffit_context *ctx, int slot, size_t bytes);
+/* Blocks of a kernel may have `bytes` of dynamic shared memory from now on. That setting is one of the whole process, for other threads
+   and for captured graphs too, so it is never lowered. */
+diffit_status allowShared(diffit_context *ctx, const void *kernel, size_t bytes);
 
 /* ---- the rest of the backend's table: copies.cu, graph.cu ----------------------------------------------------- */
 
@@ -106,10 +110,7 @@ diffit_status launch(diffit_context *ctx, void (*kernel)(Parameters...), dim3 gr
                                 [=] { kernel(arguments...); }),
                "A kernel");
 #else
-  if (sharedBytes > 48 << 10)
-    TRY(check(ctx,
-              cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sharedBytes),
-              "A kernel's shared memory"));
+  if (sharedBytes > 48 << 10) TRY(allowShared(ctx, (const void *)kernel, sharedBytes));
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
@@ -137,6 +138,8 @@ __device__ inline bool isIndex(const IndexReport &report, const int64_t *ids, in
     report.first->value = value;
     report.first->position = position;
     report.first->limit = limit;
+    __threadfence_system();
+    *(volatile int *)&report.first->complete = 1;
   }
   return false;
 }

@@ -53,9 +53,10 @@ diffit_status prepare(diffit_context *ctx) {
 }  // namespace
 
 diffit_status reportBadIndex(diffit_context *ctx) {
-  if (!ctx->badIndex->taken) return DIFFIT_OK;
+  if (!__atomic_load_n(&ctx->badIndex->complete, __ATOMIC_ACQUIRE)) return DIFFIT_OK;
   const diffit_bad_index bad = *ctx->badIndex;
-  ctx->badIndex->taken = 0;
+  ctx->badIndex->complete = 0;
+  __atomic_store_n(&ctx->badIndex->taken, 0, __ATOMIC_RELEASE);
   return fail(ctx, DIFFIT_INVALID, "%s: index %lld at position %lld; expected 0 to %lld", bad.op, (long long)bad.value,
               (long long)bad.position, (long long)bad.limit - 1);
 }

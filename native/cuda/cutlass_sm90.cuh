@@ -136,6 +136,7 @@ diffit_status enqueue(diffit_context *ctx, const CutlassProblem &c, bool *taken)
   const size_t bytes = Gemm::get_workspace_size(arguments);
   void *workspace = bytes ? scratch(ctx, 1, bytes) : nullptr;
   if (bytes && !workspace) return DIFFIT_OUT_OF_MEMORY;
+  cudaGetLastError(); /* run() takes any earlier error of this thread for its own */
   Gemm gemm;
   *taken = gemm.initialize(arguments, workspace, ctx->stream) == cutlass::Status::kSuccess &&
            gemm.run(ctx->stream) == cutlass::Status::kSuccess;

@@ -47,7 +47,9 @@ diffit_status replay(diffit_context *ctx, void *graph) {
   if (g.scratchMoves != ctx->scratchMoves)
     return fail(ctx, DIFFIT_UNSUPPORTED, "The graph is stale: scratch memory has moved.");
   TRY(check(ctx, cudaSetDevice(ctx->index), "The device"));
-  return check(ctx, cudaGraphLaunch(g.executable, ctx->home), "A graph");
+  const diffit_status status = check(ctx, cudaGraphLaunch(g.executable, ctx->home), "A graph");
+  /* Without memory for it nothing was launched, and its operations may do with less. */
+  return status == DIFFIT_OUT_OF_MEMORY ? DIFFIT_UNSUPPORTED : status;
 }
 
 void freeGraph(diffit_context *ctx, void *graph) {

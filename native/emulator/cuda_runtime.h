@@ -55,6 +55,7 @@ static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 static inline void __syncthreads() { ::diffit::emulator::barrier(); }
+static inline void __threadfence_system() {}
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __int_as_float(int x) {
   float y;
@@ -116,6 +117,7 @@ struct cudaDeviceProp {
   size_t totalGlobalMem;
   int major, minor, multiProcessorCount;
   size_t sharedMemPerBlockOptin;
+  int memoryPoolsSupported;
 };
 
 const char *cudaGetErrorString(cudaError_t error);

@@ -4,13 +4,15 @@
  * A kernel runs when it is launched. A copy from or to pinned memory happens as late as a GPU may do it: before the next
  * other work of its stream, or when its stream or an event behind it is waited for; so pinned memory that is used again
  * without a wait gives wrong results. Whoever uses a stream of a device that is not the current one gets an error, also where a GPU is
- * lenient. A captured stream remembers kernels and memsets; what would have to wait or allocate fails.
+ * lenient. Memory given back is the device's again when something was waited for; until then a block of it serves one request, of its size or
+ * less. A captured stream remembers kernels and memsets; what would have to wait or allocate fails.
  *
  * Environment: DIFFIT_EMULATOR_DEVICES, how many there are (1); DIFFIT_EMULATOR_MEMORY, bytes of each (16 GiB);
  * DIFFIT_EMULATOR_SHARED, bytes of shared memory that a block may have (227 KiB, those of sm_90; sm_80 has 163, sm_86 and sm_89 99);
  * DIFFIT_EMULATOR_FAULT=n, the n-th kernel of the process accesses an illegal address, which as on a GPU shows in whatever is
  * asked next, and in everything after.
  */
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <deque>
@@ -52,6 +54,7 @@ std::mutex mutex; /* of the tables below; streams, events and graphs belong to w
 std::map<void *, Block> deviceBlocks;
 std::map<const char *, size_t> pinnedBlocks;
 size_t used[kMostDevices];
+std::vector<size_t> unreleased[kMostDevices]; /* sizes of blocks that were given back and still count as used */
 std::atomic<bool> lost{false}; /* an illegal address was accessed */
 std::atomic<long> launches{0};
 
@@ -68,8 +71,24 @@ size_t setting(const char *name, size_t otherwise) {
 }
 
 int deviceCount() { return (int)setting("DIFFIT_EMULATOR_DEVICES", 1); }
-size_t sharedMemory() { return setting("DIFFIT_EMULATOR_SHARED", diffit::emulator::kMaxSharedBytes); }
 size_t deviceMemory() { return setting("DIFFIT_EMULATOR_MEMORY", (size_t)16 << 30); }
+size_t sharedMemory() { return setting("DIFFIT_EMULATOR_SHARED", diffit::emulator::kMaxSharedBytes); }
+
+/* Whether the current device has that much, perhaps as a block that was given back. */
+bool findMemory(size_t bytes) {
+  if (bytes <= deviceMemory() - used[current]) return true;
+  auto &blocks = unreleased[current];
+  const auto fits = std::find_if(blocks.begin(), blocks.end(), [=](size_t block) { return block >= bytes; });
+  if (fits == blocks.end()) return false;
+  used[current] -= *fits;
+  blocks.erase(fits);
+  return true;
+}
+void releaseMemory() {
+  std::lock_guard<std::mutex> lock(mutex);
+  for (size_t bytes : unreleased[current]) used[current] -= bytes;
+  unreleased[current].clear();
+}
 
 bool isPinned(const void *memory) {
   std::lock_guard<std::mutex> lock(mutex);
@@ -95,15 +114,18 @@ struct CUgraphExec_st {
 struct CUstream_st {
   int device;
   CUgraph_st *capture = nullptr;
+  std::mutex copies; /* another thread may wait for the stream */
   std::deque<Copy> late; /* copies not yet made */
   uint64_t enqueued = 0, made = 0; /* copies */
 
   explicit CUstream_st(int onDevice) : device(onDevice) {}
   /* Makes late copies until `target` have been made in all. */
   void catchUp(uint64_t target) {
-    for (; made < target; made++, late.pop_front()) memcpy(late.front().to, late.front().from, late.front().bytes);
+    std::lock_guard<std::mutex> lock(copies);
+    for (; made < target && !late.empty(); made++, late.pop_front())
+      memcpy(late.front().to, late.front().from, late.front().bytes);
   }
-  void catchUp() { catchUp(enqueued); }
+  void catchUp() { catchUp(UINT64_MAX); }
 };
 struct CUevent_st {
   int device;
@@ -204,7 +226,7 @@ cudaError_t cudaSetDevice(int index) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *about, int) {
-  *about = {"CUDA emulator", deviceMemory(), 8, 0, 4, sharedMemory()};
+  *about = {"CUDA emulator", deviceMemory(), 8, 0, 4, sharedMemory(), 1};
   return cudaSuccess;
 }
 
@@ -223,8 +245,7 @@ cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t stream) {
   if (const cudaError_t error = usable(stream)) return error;
   if (stream->capture) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard<std::mutex> lock(mutex);
-  if (bytes > deviceMemory() - used[current] || posix_memalign(memory, 256, bytes ? bytes : 1) != 0)
-    return cudaErrorMemoryAllocation;
+  if (!findMemory(bytes) || posix_memalign(memory, 256, bytes ? bytes : 1) != 0) return cudaErrorMemoryAllocation;
   memset(*memory, 0xff, bytes);
   used[current] += bytes;
   deviceBlocks[*memory] = {bytes, current};
@@ -235,7 +256,7 @@ cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(mutex);
   const auto found = deviceBlocks.find(memory);
   if (found == deviceBlocks.end()) return cudaErrorInvalidValue;
-  used[found->second.device] -= found->second.bytes;
+  unreleased[found->second.device].push_back(found->second.bytes);
   deviceBlocks.erase(found);
   free(memory);
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
@@ -256,8 +277,11 @@ cudaError_t cudaFreeHost(void *memory) {
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   if (const cudaError_t error = usable(stream)) return error;
   if (stream->capture) return cudaErrorStreamCaptureUnsupported;
-  stream->late.push_back({to, from, bytes});
-  stream->enqueued++;
+  {
+    std::lock_guard<std::mutex> lock(stream->copies);
+    stream->late.push_back({to, from, bytes});
+    stream->enqueued++;
+  }
   if (!isPinned(to) && !isPinned(from)) stream->catchUp();
   return cudaSuccess;
 }
@@ -284,6 +308,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (const cudaError_t error = usable(stream)) return error;
   if (stream->capture) return cudaErrorStreamCaptureUnsupported;
   stream->catchUp();
+  releaseMemory();
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
@@ -306,6 +331,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (lost) return cudaErrorIllegalAddress;
   if (event->stream) event->stream->catchUp(event->after);
+  releaseMemory();
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
