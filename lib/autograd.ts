@@ -78,9 +78,18 @@ function inFallingOrder(start: Node): Node[] {
 function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   const { saved, shapes, dtypes, attributes, edges } = node;
   const needs = edges.map((edge) => edge !== undefined);
+  const take = (i: number): Tensor | undefined => {
+    const edge = edges[i];
+    const sum = edge instanceof Node ? pending.get(edge) : edge?.grad;
+    if (!edge || !sum || sum.dtype !== dtypes[i]) return undefined;
+    if (edge instanceof Node) pending.delete(edge);
+    else edge.grad = undefined;
+    adopt(sum);
+    return sum;
+  };
   try {
     scope(() => {
-      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, dtypes, attributes, needs });
+      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, dtypes, attributes, needs, take });
       for (const [i, edge] of edges.entries()) {
         if (edge === undefined) continue;
         const entry = results[i];

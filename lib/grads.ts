@@ -21,7 +21,7 @@ import {
   where,
 } from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
-import { type Activation, gemm, matmulRaw } from './ops/linear.js';
+import { type Activation, type Gate, gemm, matmulRaw } from './ops/linear.js';
 import { dropoutRaw } from './ops/random.js';
 import { argmax, reduceAxes } from './ops/reduce.js';
 import { numel, type Shape, sameShape } from './shape.js';
@@ -39,6 +39,8 @@ export interface Recorded {
   attributes: any;
   /** Does input i want a gradient? */
   needs: readonly boolean[];
+  /** Hands over what has gathered for input i so far, if anything: the rule's entry i is then the sum of this and its own part. */
+  take(i: number): Tensor | undefined;
 }
 
 type Rule = (g: Tensor, recorded: Recorded & { saved: readonly Tensor[] }) => readonly Gradient[];
@@ -78,6 +80,16 @@ const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =
   wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
 const idOf = (x: Tensor | undefined): number => x?.id ?? 0;
+
+/** Of y = x W^T: dx = dy W, written to `dx`, and dW = dy^T x. */
+const inputGradient = (dy: Tensor, weight: Tensor, dx: Tensor, gate?: Gate): Tensor => {
+  const [n, k] = weight.shape;
+  return gemm({ a: dy, b: weight, y: dx, m: numel(dy.shape.slice(0, -1)), n: k, k: n, gate });
+};
+const weightGradient = (dy: Tensor, x: Tensor): Tensor => {
+  const [n, k] = [dy.shape[dy.ndim - 1], x.shape[x.ndim - 1]];
+  return gemm({ a: dy, b: x, y: like(x, 'f32', [n, k]), m: n, n: k, k: numel(x.shape.slice(0, -1)), transA: true });
+};
 
 export const gradients: Readonly<Record<string, Rule>> = {
   // elementwise
@@ -160,11 +172,22 @@ export const gradients: Readonly<Record<string, Rule>> = {
   linear: (g, { saved: [x, weight, pre], attributes: { activation } }) => {
     const dpre = activation ? unaryBackward(activation as Activation, pre, g) : g;
     const operand = once(() => toDType(dpre, x.dtype));
-    const [m, n, k] = [numel(g.shape.slice(0, -1)), ...weight.shape];
     return [
-      () => gemm({ a: operand(), b: weight, y: like(x), m, n: k, k: n }),
-      () => gemm({ a: operand(), b: x, y: like(weight, 'f32'), m: n, n: k, k: m, transA: true }),
+      () => inputGradient(operand(), weight, like(x)),
+      () => weightGradient(operand(), x),
       () => reduceAxes('sum', rows(dpre), [0]),
+      g,
+    ];
+  },
+  mlp: (g, { saved: [x, weight1, pre, hidden, weight2], attributes: { activation: kind } }) => {
+    const operand = once(() => toDType(g, hidden.dtype));
+    const dpre = once(() => inputGradient(operand(), weight2, like(pre), { kind, input: pre }));
+    return [
+      () => inputGradient(dpre(), weight1, like(x)),
+      () => weightGradient(dpre(), x),
+      () => reduceAxes('sum', rows(dpre()), [0]),
+      () => weightGradient(operand(), hidden),
+      () => reduceAxes('sum', rows(g), [0]),
       g,
     ];
   },
@@ -179,11 +202,13 @@ export const gradients: Readonly<Record<string, Rule>> = {
   },
 
   // norm and attention: one kernel gives all gradients
-  layerNorm: (g, { saved: [x, weight, mean, rstd], shapes, needs }) => {
-    const dx = like(x);
+  layerNorm: (g, { saved: [x, weight, mean, rstd], shapes, needs, take }) => {
+    const around = take(0); // the gradient of a residual connection around the block, for one
+    const dx = around && !around.isShared ? around : like(x);
     const dw = emptyIf(needs[1], shapes[1], g);
     const db = emptyIf(needs[2], shapes[2], g);
-    native.ops.layer_norm_backward(x.id, idOf(weight), mean.id, rstd.id, g.id, 0, dx.id, idOf(dw), idOf(db));
+    const sums = [dx.id, idOf(dw), idOf(db)] as const;
+    native.ops.layer_norm_backward(x.id, idOf(weight), mean.id, rstd.id, g.id, idOf(around), ...sums);
     return [dx, dw, db];
   },
   groupNorm: (g, { saved: [x, weight, bias, mean, rstd], shapes, needs, attributes: { groups, silu } }) => {

@@ -4,6 +4,7 @@
  */
 import { add, gelu, mul, silu } from '../ops/elementwise.js';
 import { reshape, slice } from '../ops/index.js';
+import { mlp } from '../ops/linear.js';
 import { layerNorm } from '../ops/norm.js';
 import { dropout } from '../ops/random.js';
 import { scope } from '../scope.js';
@@ -52,10 +53,12 @@ class MLP extends Module {
     if (timeDim) this.temb = this.child('temb', new Linear(timeDim, hidden));
   }
   forward(x: Tensor, time: Tensor, residual?: Tensor): Tensor {
+    const drops = this.training && this.dropout > 0;
+    if (!this.temb && !drops) return mlp(x, this.fc1, this.fc2, { activation: 'geluTanh', residual });
     let hidden: Tensor;
     if (this.temb) hidden = gelu(add(this.fc1.forward(x), perSample(this.temb.forward(time), x.ndim)));
     else hidden = this.fc1.forward(x, { activation: 'geluTanh' });
-    if (this.training && this.dropout > 0) hidden = dropout(hidden, this.dropout);
+    if (drops) hidden = dropout(hidden, this.dropout);
     return this.fc2.forward(hidden, { residual });
   }
 }

@@ -26,7 +26,16 @@ export {
   where,
 } from '../ops/elementwise.js';
 export { concat, embedding, pad, permute, reshape, slice, upsample2x } from '../ops/index.js';
-export { type Activation, type LinearOptions, linear, type MatmulOptions, matmul } from '../ops/linear.js';
+export {
+  type Activation,
+  type LinearOptions,
+  type LinearWeights,
+  linear,
+  type MatmulOptions,
+  type MLPOptions,
+  matmul,
+  mlp,
+} from '../ops/linear.js';
 export { type Affine, type GroupNormOptions, groupNorm, layerNorm } from '../ops/norm.js';
 export { dropout } from '../ops/random.js';
 export { argmax, crossEntropy, max, mean, softmax, sum } from '../ops/reduce.js';

@@ -1,10 +1,10 @@
 /**
- * Matrix products: matmul, and the linear layer with its fused epilogue (bias, activation, residual). Operands have one dtype; under
- * autocast() that is the low one, and sums are f32 everywhere.
+ * Matrix products: matmul, the linear layer with its fused epilogue (bias, activation, residual), and two of them with an activation
+ * between. Operands have one dtype; under autocast() that is the low one, and sums are f32 everywhere.
  */
 import { DTypeError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
-import { autocastDType } from '../scope.js';
+import { autocastDType, scope } from '../scope.js';
 import { format, numel, sameShape } from '../shape.js';
 import { needsGrad, record } from '../tape.js';
 import { Tensor } from '../tensor.js';
@@ -14,6 +14,12 @@ import { lowered, loweredWeight } from './precision.js';
 
 /** Activations the gemm epilogue applies. */
 export type Activation = Extract<UnaryKind, 'geluTanh' | 'geluErf' | 'silu' | 'relu' | 'tanh' | 'sigmoid'>;
+
+/** A product is multiplied by the derivative of `kind` at `input`, which has the result's shape. @internal */
+export interface Gate {
+  kind: Activation;
+  input: Tensor;
+}
 
 /** Arguments of one native gemm; see native/abi/ops.def. */
 interface Gemm {
@@ -27,18 +33,20 @@ interface Gemm {
   transA?: boolean;
   transB?: boolean;
   bias?: Tensor;
+  gate?: Gate;
   residual?: Tensor;
   pre?: Tensor;
   activation?: Activation;
 }
 
 /** y = epilogue(op(a) op(b)); not recorded. @internal */
-export function gemm({ a, b, y, m, n, k, batch = 1, transA, transB, bias, residual, pre, activation }: Gemm): Tensor {
+export function gemm(call: Gemm): Tensor {
+  const { a, b, y, m, n, k, batch = 1, transA, transB, bias, gate, residual, pre, activation } = call;
   native.ops.gemm(
     a.id,
     b.id,
     bias?.id ?? 0,
-    0,
+    gate?.input.id ?? 0,
     residual?.id ?? 0,
     y.id,
     pre?.id ?? 0,
@@ -49,7 +57,7 @@ export function gemm({ a, b, y, m, n, k, batch = 1, transA, transB, bias, residu
     transA ? 1 : 0,
     transB ? 1 : 0,
     activation ? unaryKinds[activation] : -1,
-    -1,
+    gate ? unaryKinds[gate.kind] : -1,
     0,
   );
   return y;
@@ -117,32 +125,77 @@ export interface LinearOptions {
  * one dtype (or autocast gives them one), the bias is f32. A bf16 weight may also stand beside an f32 x, for inference; nothing is
  * recorded then, and an input that needs a gradient is an error.
  */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor, { activation, residual }: LinearOptions = {}): Tensor {
-  checkFloats('linear', { x, weight, residual });
-  checkTensors('linear', { bias }, 'f32', x.device);
-  if (x.ndim < 1) throw new ShapeError('linear: x is a scalar, expected at least 1 dimension.');
-  checkShapeOf('linear', 'weight', weight, [-1, x.shape[x.ndim - 1]]);
-  const [n, k] = weight.shape;
-  checkShapeOf('linear', 'bias', bias, [n]);
-  const shape = [...x.shape.slice(0, -1), n];
-  checkShapeOf('linear', 'residual', residual, shape);
-  const dtype = autocastDType();
-  const mixed = dtype === undefined && x.dtype === 'f32' && weight.dtype === 'bf16';
-  if (mixed && needsGrad([x, weight, bias, residual])) {
-    throw new DTypeError('linear: a bf16 weight has no gradient; run it in noGrad(), or load the weights as f32.');
-  }
-  if (dtype === undefined && !mixed) checkOperands('linear', 'x', x, 'weight', weight);
-  // The tape keeps the converted operands, so backward() does not convert them again; the gradient goes to the weight itself.
-  const [input, matrix] = [lowered(x, dtype), loweredWeight(weight, dtype)];
-  const inputs = [input, weight, bias, residual];
-  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device);
-  // The activation's gradient wants its input, which only exists inside the kernel: keep a copy when it will be asked for.
-  const pre = activation && needsGrad(inputs) ? Tensor.empty(shape, input.dtype, x.device) : undefined;
-  const m = numel(shape.slice(0, -1));
-  gemm({ a: input, b: matrix, y, m, n, k, transB: true, bias, residual, pre, activation });
-  record('linear', inputs, y, [input, matrix, pre], { activation });
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: LinearOptions = {}): Tensor {
+  const { activation, residual } = options;
+  const trains = needsGrad([x, weight, bias, residual]);
+  const { y, input, matrix, pre } = layer('linear', x, { weight, bias }, options, trains);
+  record('linear', [input, weight, bias, residual], y, [input, matrix, pre], { activation });
   pre?.dispose();
   if (input !== x) input.dispose();
   if (matrix !== weight) matrix.dispose();
   return y;
+}
+
+/** What a linear layer holds: weight [N, K], bias [N]. */
+export interface LinearWeights {
+  readonly weight: Tensor;
+  readonly bias?: Tensor;
+}
+
+/** Options of {@link mlp}. */
+export interface MLPOptions {
+  /** Applied between the layers. */
+  activation: Activation;
+  /** As in {@link LinearOptions}. */
+  residual?: Tensor;
+}
+
+/**
+ * fc2(activation(fc1(x))) + residual, as two calls of {@link linear} give it, recorded as one operation: on the way back the gradient of
+ * the hidden layer passes the activation inside the product that makes it. The hidden layer is kept beside its pre-activation; to
+ * compute it again would cost the memory pass that is saved here, and who wants the memory has checkpoint().
+ */
+export function mlp(x: Tensor, fc1: LinearWeights, fc2: LinearWeights, { activation, residual }: MLPOptions): Tensor {
+  return scope(() => {
+    const trains = needsGrad([x, fc1.weight, fc1.bias]);
+    const hidden = layer('mlp fc1', x, fc1, { activation }, trains);
+    const second = [fc2.weight, fc2.bias, residual];
+    const out = layer('mlp fc2', hidden.y, fc2, { residual }, trains || needsGrad(second));
+    const saved = [hidden.input, hidden.matrix, hidden.pre, out.input, out.matrix];
+    return record('mlp', [hidden.input, fc1.weight, fc1.bias, ...second], out.y, saved, { activation });
+  });
+}
+
+/**
+ * A checked linear layer, not recorded. `trains`: will a gradient be asked for? `input` and `matrix` are the converted operands, which the
+ * tape keeps so that backward() does not convert them again (the gradient goes to the weight itself).
+ */
+function layer(
+  op: string,
+  x: Tensor,
+  { weight, bias }: LinearWeights,
+  { activation, residual }: LinearOptions,
+  trains: boolean,
+): { y: Tensor; input: Tensor; matrix: Tensor; pre?: Tensor } {
+  checkFloats(op, { x, weight, residual });
+  checkTensors(op, { bias }, 'f32', x.device);
+  if (x.ndim < 1) throw new ShapeError(`${op}: x is a scalar, expected at least 1 dimension.`);
+  checkShapeOf(op, 'weight', weight, [-1, x.shape[x.ndim - 1]]);
+  const [n, k] = weight.shape;
+  checkShapeOf(op, 'bias', bias, [n]);
+  const shape = [...x.shape.slice(0, -1), n];
+  checkShapeOf(op, 'residual', residual, shape);
+  const dtype = autocastDType();
+  const mixed = dtype === undefined && x.dtype === 'f32' && weight.dtype === 'bf16';
+  if (mixed && trains) {
+    throw new DTypeError(`${op}: a bf16 weight has no gradient; run it in noGrad(), or load the weights as f32.`);
+  }
+  if (dtype === undefined && !mixed) checkOperands(op, 'x', x, 'weight', weight);
+  const [input, matrix] = [lowered(x, dtype), loweredWeight(weight, dtype)];
+  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device);
+  // The activation's gradient wants its input, which only exists inside the kernel: keep a copy when it will be asked for.
+  const pre = activation && trains ? Tensor.empty(shape, input.dtype, x.device) : undefined;
+  const m = numel(shape.slice(0, -1));
+  gemm({ a: input, b: matrix, y, m, n, k, transB: true, bias, residual, pre, activation });
+  return { y, input, matrix, pre };
 }

@@ -50,7 +50,10 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
 
   Epilogue e = {};
   e.bias = bias ? f32(bias) : nullptr;
-  e.gateInput = gateInput ? f32(gateInput) : nullptr;
+  /* A gate that comes last is a pass of its own: its functions keep a processor busy, and in long rows they overlap with the
+     memory they wait for, which after a small tile they do not. */
+  const bool gateLater = gateInput && !residual && !accumulate && gateKind <= DIFFIT_SQUARE;
+  e.gateInput = gateInput && !gateLater ? f32(gateInput) : nullptr;
   e.residual = residual ? f32(residual) : nullptr;
   e.y = f32(y);
   e.pre = pre ? f32(pre) : nullptr;
@@ -63,8 +66,12 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
     m *= batch;
     batch = 1;
   }
-  if (b->dtype == DIFFIT_BF16) return multiplyBf16(ctx, f32(a), aStep, (const Bf16 *)b->data, bStep, e, batch, m, n, k);
-  return multiplyMatrices(ctx, f32(a), aStep, transA != 0, f32(b), bStep, transB != 0, e, batch, m, n, k);
+  const diffit_status status =
+      b->dtype == DIFFIT_BF16
+          ? multiplyBf16(ctx, f32(a), aStep, (const Bf16 *)b->data, bStep, e, batch, m, n, k)
+          : multiplyMatrices(ctx, f32(a), aStep, transA != 0, f32(b), bStep, transB != 0, e, batch, m, n, k);
+  if (status != DIFFIT_OK || !gateLater) return status;
+  return unary_backward_op(ctx, gateInput, y, y, gateKind);
 }
 
 #endif

@@ -2,7 +2,7 @@
 import t from 'tap';
 import '../../lib/autograd.js';
 import { setDefaultDevice } from '../../lib/device.js';
-import { linear } from '../../lib/ops/linear.js';
+import { linear, mlp } from '../../lib/ops/linear.js';
 import { randn } from '../../lib/ops/random.js';
 import { noGrad, scope } from '../../lib/scope.js';
 import { assertClose, forEachDevice, withoutLeaks } from '../helpers.js';
@@ -40,6 +40,12 @@ t.test('it has no gradient, and says so', async (t) =>
     const x = randn([2, 3], { requiresGrad: true });
     t.throws(() => linear(x, weight), { name: 'DTypeError', message: /bf16 weight has no gradient/ });
     t.strictSame(noGrad(() => linear(x, weight)).shape, [2, 4]);
+    const other = { weight: randn([5, 4]) };
+    const both = () => mlp(x, { weight: randn([5, 3]) }, { weight: randn([2, 5]).to('bf16') }, { activation: 'silu' });
+    t.throws(() => mlp(x, { weight }, other, { activation: 'silu' }), {
+      message: /mlp fc1: a bf16 weight has no gradient/,
+    });
+    t.throws(both, { message: /mlp fc2: a bf16 weight has no gradient/ });
     t.throws(() => linear(x, weight.to('f16')), { name: 'DTypeError', message: /weight is f16, expected f32/ });
   }),
 );

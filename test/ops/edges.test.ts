@@ -94,6 +94,12 @@ const empty: [string, number[][], Run, number[]][] = [
   ],
   ['linear', [[0, 3], [4, 3], [4]], ([x, w, b]) => F.linear(x, w, b, { activation: 'geluTanh' }), [0, 4]],
   ['linear residual', [[0, 3], [4, 3], [4], [0, 4]], ([x, w, b, residual]) => F.linear(x, w, b, { residual }), [0, 4]],
+  [
+    'mlp',
+    [[0, 3], [4, 3], [4], [2, 4]],
+    ([x, w1, bias, w2]) => F.mlp(x, { weight: w1, bias }, { weight: w2 }, { activation: 'silu' }),
+    [0, 2],
+  ],
   ['conv2d', [[0, 5, 5, 2], [3, 3, 3, 2], [3]], ([x, w, b]) => F.conv2d(x, w, b, { padding: 1 }), [0, 5, 5, 3]],
   ['layerNorm', [[0, 5], [5], [5]], ([x, weight, bias]) => F.layerNorm(x, { weight, bias }), [0, 5]],
   [

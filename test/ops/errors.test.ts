@@ -37,6 +37,11 @@ const shapes: Bad[] = [
     /linear: residual is \[2, 3\], expected \[2, 5\]/,
   ],
   [() => F.linear(f(), f(5, 3)), 'ShapeError', /linear: x is a scalar/],
+  [
+    () => F.mlp(f(2, 3), { weight: f(5, 3) }, { weight: f(3, 4) }, { activation: 'silu' }),
+    'ShapeError',
+    /mlp fc2: weight is \[3, 4\], expected \[\*, 5\]/,
+  ],
   [() => F.conv2d(f(2, 4, 4), f(1, 3, 3, 1)), 'ShapeError', /conv2d: x is \[2, 4, 4\], expected \[\*, \*, \*, \*\]/],
   [
     () => F.conv2d(f(2, 4, 4, 3), f(1, 3, 3, 2)),

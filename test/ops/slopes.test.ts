@@ -27,6 +27,11 @@ const chains: Record<string, { shapes: number[][]; run: (x: Tensor[]) => Tensor;
     run: ([x, w1, b1, w2, b2]) =>
       F.linear(F.linear(F.layerNorm(x), w1, b1, { activation: 'geluTanh' }), w2, b2, { residual: x }),
   },
+  'mlp as one operation': {
+    shapes: [[2, 3, 6], [10, 6], [10], [6, 10], [6]],
+    run: ([x, weight, bias, w2, b2]) =>
+      F.mlp(F.layerNorm(x), { weight, bias }, { weight: w2, bias: b2 }, { activation: 'geluTanh', residual: x }),
+  },
   'linear with every activation': {
     shapes: [
       [4, 3],
