@@ -78,12 +78,12 @@ function inFallingOrder(start: Node): Node[] {
 function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   const { saved, shapes, dtypes, attributes, edges } = node;
   const needs = edges.map((edge) => edge !== undefined);
+  // Of results only: the gradient of a leaf may be in the user's hands.
   const take = (i: number): Tensor | undefined => {
     const edge = edges[i];
-    const sum = edge instanceof Node ? pending.get(edge) : edge?.grad;
-    if (!edge || !sum || sum.dtype !== dtypes[i]) return undefined;
-    if (edge instanceof Node) pending.delete(edge);
-    else edge.grad = undefined;
+    const sum = edge instanceof Node ? pending.get(edge) : undefined;
+    if (!sum || sum.dtype !== dtypes[i]) return undefined;
+    pending.delete(edge as Node);
     adopt(sum);
     return sum;
   };
@@ -177,9 +177,9 @@ function recompute(
       leaf.requiresGrad = needs[i];
       return leaf;
     });
-    const result = fn(...leaves);
-    // Through a view, so that a leaf which fn returned as it is gets its gradient too.
-    if (result.requiresGrad) reshape(result, result.shape).backward(g);
+    // Through views: inside fn the inputs are results, as they were without checkpointing, and so are added up in the same way.
+    const result = fn(...leaves.map((leaf) => reshape(leaf, leaf.shape)));
+    if (result.requiresGrad) reshape(result, result.shape).backward(g); // fn may have returned a parameter
     for (const leaf of leaves) if (leaf.grad) adopt(leaf.grad);
     return leaves.map((leaf) => leaf.grad);
   });
