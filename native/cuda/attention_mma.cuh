@@ -51,7 +51,8 @@ __device__ __forceinline__ void eachPiece(const AttentionSizes &s, int first, in
     const int t = i / kPieces, c = i % kPieces * 8;
     body(t * kPitch<kDim> + c, first + t, c, first + t < s.tokens && c < s.dim);
   }
-  if constexpr (kRows * kPieces % 32 != 0) syncWarp(); /* some lanes had a piece more; fragments want the warp together */
+  if constexpr (kRows * kPieces % 32 != 0)
+    syncWarp(); /* some lanes had a piece more; fragments want the warp together */
 }
 /* Starts the copy of kRows tokens from `first` on, from a tensor of `width` per token at channel `at`; zeros outside. */
 template <int kDim, int kRows, int kBlock, class T>
