@@ -3,7 +3,7 @@
  * between PyTorch's NCHW and the package's NHWC, and the devices everything runs on.
  */
 import { readFileSync } from 'node:fs';
-import { setImmediate } from 'node:timers/promises';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -178,10 +178,13 @@ export async function forEachDevice(t: Test, fn: (t: Test, device: DeviceName) =
 export async function settledMemory(device: DeviceName = defaultDevice()): Promise<ReturnType<typeof memory>> {
   setFlagsFromString('--expose-gc');
   const collectGarbage: () => void = runInNewContext('gc');
-  for (let last = -1; memory(device).liveBuffers !== last; ) {
-    last = memory(device).liveBuffers;
+  // Finalizers run in turns of their own, some time after the collection: the count has to stand still for several.
+  for (let last = -1, still = 0; still < 4; ) {
+    const { liveBuffers } = memory(device);
+    still = liveBuffers === last ? still + 1 : 0;
+    last = liveBuffers;
     collectGarbage();
-    await setImmediate(); // finalizers run in a turn of their own
+    await setTimeout(5);
     await synchronize(device);
   }
   return memory(device);
