@@ -7,7 +7,6 @@
 #include "floats.cuh"
 
 namespace diffit {
-namespace sm90 {
 
 template <class T>
 struct CutlassElement;
@@ -20,7 +19,6 @@ struct CutlassElement<f16> {
   using Type = cutlass::half_t;
 };
 
-}  // namespace sm90
 }  // namespace diffit
 
 #endif

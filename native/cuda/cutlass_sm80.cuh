@@ -14,6 +14,7 @@
 
 #include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
 
+#include "cutlass_element.cuh"
 #include "cutlass_gemm.cuh"
 
 namespace diffit {
@@ -104,17 +105,6 @@ struct FinishVisitor {
     auto mine = cute::group_modes<3, 6>(ThreadMap::partition(all, thread, tile));
     return Callbacks<decltype(mine)>(cute::move(mine), params);
   }
-};
-
-template <class T>
-struct CutlassElement;
-template <>
-struct CutlassElement<bf16> {
-  using Type = cutlass::bfloat16_t;
-};
-template <>
-struct CutlassElement<f16> {
-  using Type = cutlass::half_t;
 };
 
 /* A tile of kRows x kColumns x 32 by warps of 64 x 64. */

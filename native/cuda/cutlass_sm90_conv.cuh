@@ -107,7 +107,7 @@ diffit_status byTile(diffit_context *ctx, const ConvProblem &p, ConvKernel kerne
 
 template <class T>
 diffit_status cutlassConvSm90(diffit_context *ctx, const ConvProblem &p, ConvKernel kernel, bool *taken) {
-  using Element = typename sm90::CutlassElement<T>::Type;
+  using Element = typename CutlassElement<T>::Type;
   *taken = false;
   const Floats &residual = p.e.residual, &y = p.e.y;
   if (p.kind == ConvKind::kWgrad) {
