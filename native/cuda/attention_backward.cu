@@ -259,15 +259,7 @@ diffit_status timeGradient(diffit_context *ctx, const Gradient &g, float *dtime)
     for (int64_t t = begin; t < end; t++) sum += from[t * step];
     partials[i] = sum;
   }));
-  return forEach(ctx, batch * 3 * c, [=] __device__(int64_t i) {
-    const int64_t sample = i / (3 * c), column = i % (3 * c);
-    double sum = 0;
-    if (column < c || column >= 2 * c) {
-      const float *from = partials + sample * parts * 2 * c + (column < c ? column : column - c);
-      for (int64_t k = 0; k < parts; k++) sum += from[k * 2 * c];
-    }
-    dtime[i] = (float)sum;
-  });
+  return joinTimeParts(ctx, partials, dtime, g.s, parts);
 }
 
 /* delta [B, heads, H, W] = dy . (y - v_t) per head: a warp per token and head. */

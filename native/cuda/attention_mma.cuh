@@ -240,10 +240,6 @@ diffit_status gridBackward(diffit_context *ctx, const LowAttention<T> &a, float 
 template <class T>
 diffit_status windowBackward(diffit_context *ctx, const LowAttention<T> &a, float *dtime, float *dtable);
 
-/* dtime [B, 3C] = the sums of `parts` of q and of v, [B, parts, 2C], in order; zeros for k. */
-diffit_status joinTimeParts(diffit_context *ctx, const float *partials, float *dtime, const AttentionSizes &s,
-                            int64_t parts);
-
 /* Calls run(integral_constant) for the smallest kDim that holds the head dimension. */
 template <class Run>
 diffit_status withLowDim(const AttentionSizes &s, const Run &run) {

@@ -192,6 +192,10 @@ diffit_status lowAttentionBackward(diffit_context *ctx, const AttentionSizes &s,
                                    const diffit_tensor *lse, const diffit_tensor *dy, diffit_tensor *dqkv,
                                    diffit_tensor *dtime, diffit_tensor *dtable);
 
+/* dtime [B, 3C] = the sums of `parts` of q and of v, [B, parts, 2C], in order; zeros for k. */
+diffit_status joinTimeParts(diffit_context *ctx, const float *partials, float *dtime, const AttentionSizes &s,
+                            int64_t parts);
+
 /* Calls run(Shape) for the smallest rounded head dimension, and the largest useful tile whose shared memory the device has. */
 template <template <class> class Shared, class Run>
 diffit_status withShape(diffit_context *ctx, const AttentionSizes &s, const Run &run) {
