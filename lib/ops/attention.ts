@@ -8,8 +8,7 @@ import { autocastDType } from '../scope.js';
 import { needsGrad, record } from '../tape.js';
 import { Tensor } from '../tensor.js';
 import { checkFloats, checkInteger, checkShapeOf } from './check.js';
-import { cast } from './elementwise.js';
-import { lowered } from './precision.js';
+import { lowered, widened } from './precision.js';
 
 /** Arguments of {@link attention} besides qkv. */
 export interface AttentionOptions {
@@ -51,7 +50,7 @@ export function attention(qkv: Tensor, { heads, window, time, table }: Attention
   checkShapeOf('attention', 'time', time, [b, c3]);
   const rows = (2 * wh - 1) * (2 * ww - 1);
   checkShapeOf('attention', 'table', table, table?.ndim === 3 ? [b, rows, heads] : [rows, heads]);
-  const inputs = [lowered(qkv, autocastDType()), widened(time), widened(table)] as const;
+  const inputs = [lowered(qkv, autocastDType()), time && widened(time), table && widened(table)] as const;
   const [x, timeToken, bias] = inputs;
   const scale = 1 / Math.sqrt(c / heads);
   const y = Tensor.empty([b, h, w, c], x.dtype, x.device);
@@ -60,8 +59,4 @@ export function attention(qkv: Tensor, { heads, window, time, table }: Attention
   record('attention', inputs, y, [...inputs, y, lse], { heads, wh, ww, scale });
   lse?.dispose();
   return y;
-}
-
-function widened(x: Tensor | undefined): Tensor | undefined {
-  return x === undefined || x.dtype === 'f32' ? x : cast(x, 'f32');
 }
