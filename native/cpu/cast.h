@@ -26,6 +26,77 @@ DIFFIT_INLINE float floatOf(uint32_t u) {
   return x;
 }
 
+/* ---- vectors of bf16, and of either type --------------------------------------------------------------- */
+
+typedef uint16_t vuHalf __attribute__((vector_size(kLanes * 2)));
+
+DIFFIT_INLINE vf widenVector(vuHalf bits) { return (vf)(__builtin_convertvector(bits, vu) << 16); }
+DIFFIT_INLINE vuHalf narrowVector(vf x) {
+  const vu u = (vu)x;
+  const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
+  return __builtin_convertvector(x != x ? quiet : rounded, vuHalf);
+}
+
+DIFFIT_INLINE vf load(const Bf16 *p) {
+  vuHalf bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return widenVector(bits);
+}
+DIFFIT_INLINE void store(Bf16 *p, vf v) {
+  const vuHalf bits = narrowVector(v);
+  __builtin_memcpy(p, &bits, sizeof bits);
+}
+DIFFIT_INLINE vf loadPartial(const Bf16 *p, int64_t n) {
+#if defined(__AVX512F__)
+  return widenVector((vuHalf)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1u), p));
+#else
+  Bf16 t[kLanes] = {};
+  for (int64_t i = 0; i < n; i++) t[i] = p[i];
+  return load(t);
+#endif
+}
+DIFFIT_INLINE void storePartial(Bf16 *p, vf v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), (__m256i)narrowVector(v));
+#else
+  Bf16 t[kLanes];
+  store(t, v);
+  for (int64_t i = 0; i < n; i++) p[i] = t[i];
+#endif
+}
+
+/* A pointer to elements of f32 or bf16, known at run time only: a branch a vector, always taken the same way. Kernels are templates over
+   `float *` and this, so that f32 alone pays nothing and every mixture has one body. */
+struct AnyFloats {
+  char *data;
+  int shift; /* log2 of an element's size */
+  AnyFloats operator+(int64_t n) const { return {data + (n << shift), shift}; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+DIFFIT_INLINE vf load(AnyFloats p) { return p.shift == 1 ? load((const Bf16 *)p.data) : load((const float *)p.data); }
+DIFFIT_INLINE void store(AnyFloats p, vf v) { p.shift == 1 ? store((Bf16 *)p.data, v) : store((float *)p.data, v); }
+DIFFIT_INLINE vf loadPartial(AnyFloats p, int64_t n) {
+  return p.shift == 1 ? loadPartial((const Bf16 *)p.data, n) : loadPartial((const float *)p.data, n);
+}
+DIFFIT_INLINE void storePartial(AnyFloats p, vf v, int64_t n) {
+  p.shift == 1 ? storePartial((Bf16 *)p.data, v, n) : storePartial((float *)p.data, v, n);
+}
+
+DIFFIT_INLINE bool isFloat(const diffit_tensor *t) { return t->dtype == DIFFIT_F32 || t->dtype == DIFFIT_BF16; }
+
+/* f(data...) of the tensors, as `float *` where all are f32, else as AnyFloats; absent ones give a null pointer. */
+template <class F, class... Tensors>
+DIFFIT_INLINE void withFloats(const F &f, const Tensors *...tensors) {
+  if (((!tensors || tensors->dtype == DIFFIT_F32) && ...)) {
+    f((tensors ? (float *)tensors->data : nullptr)...);
+  } else {
+    f((tensors ? AnyFloats{(char *)tensors->data, tensors->dtype == DIFFIT_BF16 ? 1 : 2} : AnyFloats{nullptr, 2})...);
+  }
+}
+
+/* ---- conversions ---------------------------------------------------------------------------------------- */
+
 /* Every type reads as f32 or, the integers, as i64. */
 DIFFIT_INLINE float widen(float x) { return x; }
 DIFFIT_INLINE float widen(Bf16 x) { return floatOf((uint32_t)x.bits << 16); }

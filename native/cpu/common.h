@@ -22,6 +22,7 @@ DIFFIT_INLINE int64_t roundUp(int64_t a, int64_t b) { return ceilDiv(a, b) * b; 
     if (!(condition)) return diffit_cpu_fail(ctx, DIFFIT_INVALID, "%s: expected %s", __func__, #condition); \
   } while (0)
 #define REQUIRE_F32(t) REQUIRE((t)->dtype == DIFFIT_F32)
+#define REQUIRE_FLOAT(t) REQUIRE((t)->dtype == DIFFIT_F32 || (t)->dtype == DIFFIT_BF16)
 
 /* body(begin, end, thread) over [0, n) in chunks of `grain`: chunk borders depend on n and grain alone, never on the
    number of threads, so sums kept per chunk come out the same on any machine. */

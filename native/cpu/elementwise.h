@@ -13,8 +13,8 @@
 static constexpr int64_t kElementGrain = 16384;
 
 /* y[i] = op(x[i]) for i in [begin, end). */
-template <class Op>
-DIFFIT_INLINE void mapVectors(const float *x, float *y, int64_t begin, int64_t end, Op op) {
+template <class X, class Y, class Op>
+DIFFIT_INLINE void mapVectors(X x, Y y, int64_t begin, int64_t end, Op op) {
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) store(y + i, op(load(x + i)));
   if (i < end) storePartial(y + i, op(loadPartial(x + i, end - i)), end - i);
@@ -48,22 +48,29 @@ DIFFIT_INLINE void withConstant(int64_t kind, const F &f) {
   }
 }
 
-/* ---- unary ------------------------------------------------------------------------------------ */
-
-template <int kind>
-static void unaryLoop(diffit_context *ctx, const float *x, float *y, int64_t n) {
-  parallelChunks(ctx, n, kElementGrain, [=](int64_t begin, int64_t end, int) {
-    mapVectors(x, y, begin, end, [](vf v) { return unaryForward(kind, v); });
-  });
+/* y = op(x) for all elements of tensors of one size. */
+template <class Op>
+static diffit_status mapTensor(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, Op op) {
+  REQUIRE_FLOAT(x);
+  REQUIRE_FLOAT(y);
+  REQUIRE(numel(x) == numel(y));
+  withFloats(
+      [&](auto in, auto out) {
+        parallelChunks(ctx, numel(x), kElementGrain,
+                       [=](int64_t begin, int64_t end, int) { mapVectors(in, out, begin, end, op); });
+      },
+      x, y);
+  return DIFFIT_OK;
 }
 
+/* ---- unary ------------------------------------------------------------------------------------ */
+
 static diffit_status unary_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, int64_t kind) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(y);
-  REQUIRE(numel(x) == numel(y));
   REQUIRE(kind >= 0 && kind <= DIFFIT_IS_FINITE);
-  withConstant<DIFFIT_IS_FINITE>(kind, [&](auto k) { unaryLoop<decltype(k)::value>(ctx, f32(x), f32(y), numel(x)); });
-  return DIFFIT_OK;
+  diffit_status status = DIFFIT_OK;
+  withConstant<DIFFIT_IS_FINITE>(
+      kind, [&](auto k) { status = mapTensor(ctx, x, y, [](vf v) { return unaryForward(decltype(k)::value, v); }); });
+  return status;
 }
 
 template <int kind>
@@ -88,29 +95,13 @@ static diffit_status unary_backward_op(diffit_context *ctx, const diffit_tensor 
 
 static diffit_status affine_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, double scale,
                                double shift) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(y);
-  REQUIRE(numel(x) == numel(y));
-  const float *in = f32(x);
-  float *out = f32(y);
   const float s = (float)scale, t = (float)shift;
-  parallelChunks(ctx, numel(x), kElementGrain, [=](int64_t begin, int64_t end, int) {
-    mapVectors(in, out, begin, end, [=](vf v) { return v * s + t; });
-  });
-  return DIFFIT_OK;
+  return mapTensor(ctx, x, y, [=](vf v) { return v * s + t; });
 }
 
 static diffit_status clamp_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, double low, double high) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(y);
-  REQUIRE(numel(x) == numel(y));
-  const float *in = f32(x);
-  float *out = f32(y);
   const float lo = (float)low, hi = (float)high;
-  parallelChunks(ctx, numel(x), kElementGrain, [=](int64_t begin, int64_t end, int) {
-    mapVectors(in, out, begin, end, [=](vf v) { return vclamp(v, lo, hi); });
-  });
-  return DIFFIT_OK;
+  return mapTensor(ctx, x, y, [=](vf v) { return vclamp(v, lo, hi); });
 }
 
 static diffit_status linear_combination_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b,

@@ -1,7 +1,8 @@
 /*
  * bf16 and f16 for kernels that know f32 alone: an operation's low-precision tensors are converted to f32 scratch memory, the
  * kernel runs on that, and what it wrote is converted back, rounded once. So the processor computes in f32 whatever the
- * storage. One template for all operations: roles and order of the tensors are those of ops.def.
+ * storage. One template for all operations: roles and order of the tensors are those of ops.def. Kernels that read and write
+ * bf16 themselves (kTakesBf16) get it as it is.
  *
  * Memory traffic: 6 bytes an element more for each converted tensor that is read, and as many for one that is written.
  */
@@ -75,12 +76,21 @@ constexpr const char *kWidened[] = {
     "sampler_step",
 };
 
+/* Of these, the operations whose kernels take bf16 wherever ops.def allows it: beside f32 where it says "float". A call with a tensor of
+   f16 is converted all the same, whole. */
+constexpr const char *kTakesBf16[] = {
+    "unary",
+    "affine",
+    "clamp",
+};
+
 constexpr bool sameText(const char *a, const char *b) {
   while (*a && *a == *b) a++, b++;
   return *a == *b;
 }
-constexpr bool isWidened(const char *op) {
-  for (const char *name : kWidened)
+template <size_t n>
+constexpr bool isListed(const char *op, const char *const (&names)[n]) {
+  for (const char *name : names)
     if (sameText(name, op)) return true;
   return false;
 }
@@ -131,7 +141,7 @@ struct Through;
 template <class Op, class... C>
 struct Through<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
   static diffit_status call(diffit_context *ctx, C... arguments) {
-    if constexpr (isWidened(Op::name)) {
+    if constexpr (isListed(Op::name, kWidened)) {
       static_assert(sizeof...(C) <= Copies::kMost, "too many parameters");
       Copies copies;
       const std::tuple<C...> all(arguments...);
@@ -153,7 +163,14 @@ struct Through<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
   }
   template <size_t... i>
   static void planAll(Copies *copies, const std::tuple<C...> &all, std::index_sequence<i...>) {
+    if constexpr (isListed(Op::name, kTakesBf16))
+      if (!(isF16<i>(all) || ...)) return;
     (plan<i>(copies, all), ...);
+  }
+  template <size_t i>
+  static bool isF16(const std::tuple<C...> &all) {
+    if constexpr (kIsTensor<i>) return std::get<i>(all) && std::get<i>(all)->dtype == DIFFIT_F16;
+    return false;
   }
 
   template <size_t i>
