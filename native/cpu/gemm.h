@@ -5,13 +5,16 @@
 #ifndef DIFFIT_CPU_GEMM_H
 #define DIFFIT_CPU_GEMM_H
 
-/* Runs multiply with the packers that the transpositions ask for. */
-static diffit_status multiplyMatrices(diffit_context *ctx, const float *a, int64_t aStep, bool transA, const float *b,
+/* Runs multiply with the packers that the transpositions and types ask for. */
+template <class LinesA, class DepthsA, class LinesB, class DepthsB, class T, class U>
+static diffit_status multiplyMatrices(diffit_context *ctx, const T *a, int64_t aStep, bool transA, const U *b,
                                       int64_t bStep, bool transB, const Epilogue &e, int64_t batch, int64_t m,
                                       int64_t n, int64_t k) {
   const bool oneB = bStep == 0 || batch == 1;
-  const LineMatrix aLines = {a, k, aStep}, bLines = {b, k, bStep};
-  const DepthMatrix aDepths = {a, m, aStep}, bDepths = {b, n, bStep};
+  const LinesA aLines = {a, k, aStep};
+  const LinesB bLines = {b, k, bStep};
+  const DepthsA aDepths = {a, m, aStep};
+  const DepthsB bDepths = {b, n, bStep};
   if (transA && transB) return multiply(ctx, aDepths, bLines, e, batch, m, n, k, oneB);
   if (transA) return multiply(ctx, aDepths, bDepths, e, batch, m, n, k, oneB);
   if (transB && isThin(m, n, k)) return multiplyThin(ctx, aLines, bLines, e, batch, m, n, k);
@@ -19,9 +22,9 @@ static diffit_status multiplyMatrices(diffit_context *ctx, const float *a, int64
   return multiply(ctx, aLines, bDepths, e, batch, m, n, k, oneB);
 }
 
-/* y = epilogue(a b^T) with b in bf16: a linear layer with half-size weights. */
-static diffit_status multiplyBf16(diffit_context *ctx, const float *a, int64_t aStep, const Bf16 *b, int64_t bStep,
-                                  const Epilogue &e, int64_t batch, int64_t m, int64_t n, int64_t k) {
+/* y = epilogue(a b^T) with b in bf16 beside an f32 a: a linear layer with half-size weights. */
+static diffit_status multiplyMixed(diffit_context *ctx, const float *a, int64_t aStep, const Bf16 *b, int64_t bStep,
+                                   const Epilogue &e, int64_t batch, int64_t m, int64_t n, int64_t k) {
   const LineMatrix aLines = {a, k, aStep};
   const Bf16LineMatrix bLines = {b, k, bStep};
   if (isThin(m, n, k)) return multiplyThin(ctx, aLines, bLines, e, batch, m, n, k);
@@ -32,9 +35,9 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
                              const diffit_tensor *bias, const diffit_tensor *gateInput, const diffit_tensor *residual,
                              diffit_tensor *y, diffit_tensor *pre, int64_t batch, int64_t m, int64_t n, int64_t k,
                              int64_t transA, int64_t transB, int64_t activation, int64_t gateKind, int64_t accumulate) {
-  REQUIRE_F32(a);
-  REQUIRE(b->dtype == DIFFIT_F32 || (b->dtype == DIFFIT_BF16 && !transA && transB));
-  REQUIRE_F32(y);
+  REQUIRE_FLOAT(a);
+  REQUIRE(b->dtype == a->dtype || (b->dtype == DIFFIT_BF16 && !transA && transB));
+  REQUIRE_FLOAT(y);
   const int64_t limit = (int64_t)1 << 31;
   REQUIRE(batch >= 0 && m >= 0 && n >= 0 && k >= 0 && batch < limit && m < limit && n < limit && k < limit);
   int64_t size = 0;
@@ -42,9 +45,9 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
   REQUIRE(!__builtin_mul_overflow(m * k, batch, &size) && (numel(a) == size || numel(a) == m * k));
   REQUIRE(!__builtin_mul_overflow(k * n, batch, &size) && (numel(b) == size || numel(b) == k * n));
   REQUIRE(!bias || (bias->dtype == DIFFIT_F32 && numel(bias) == n));
-  REQUIRE(!gateInput || (gateInput->dtype == DIFFIT_F32 && numel(gateInput) == numel(y)));
-  REQUIRE(!residual || (residual->dtype == DIFFIT_F32 && numel(residual) == numel(y)));
-  REQUIRE(!pre || (pre->dtype == DIFFIT_F32 && numel(pre) == numel(y)));
+  REQUIRE(!gateInput || (isFloat(gateInput) && numel(gateInput) == numel(y)));
+  REQUIRE(!residual || (isFloat(residual) && numel(residual) == numel(y)));
+  REQUIRE(!pre || (isFloat(pre) && numel(pre) == numel(y)));
   REQUIRE(activation >= DIFFIT_NO_ACTIVATION && activation <= DIFFIT_IS_FINITE);
   REQUIRE(!gateInput || (gateKind >= DIFFIT_NEG && gateKind <= DIFFIT_IS_FINITE));
 
@@ -52,11 +55,12 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
   e.bias = bias ? f32(bias) : nullptr;
   /* A gate that comes last is a pass of its own: its functions keep a processor busy, and in long rows they overlap with the
      memory they wait for, which after a small tile they do not. */
-  const bool gateLater = gateInput && !residual && !accumulate && gateKind <= DIFFIT_SQUARE;
-  e.gateInput = gateInput && !gateLater ? f32(gateInput) : nullptr;
-  e.residual = residual ? f32(residual) : nullptr;
-  e.y = f32(y);
-  e.pre = pre ? f32(pre) : nullptr;
+  const bool allF32 = gateInput && gateInput->dtype == DIFFIT_F32 && y->dtype == DIFFIT_F32;
+  const bool gateLater = allF32 && !residual && !accumulate && gateKind <= DIFFIT_SQUARE;
+  e.gateInput = gateInput && !gateLater ? floatsOf(gateInput) : Floats();
+  e.residual = floatsOf(residual);
+  e.y = floatsOf(y);
+  e.pre = floatsOf(pre);
   e.n = n;
   e.activation = (int)activation, e.gateKind = (int)gateKind;
   e.accumulate = accumulate != 0;
@@ -66,10 +70,17 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
     m *= batch;
     batch = 1;
   }
-  const diffit_status status =
-      b->dtype == DIFFIT_BF16
-          ? multiplyBf16(ctx, f32(a), aStep, (const Bf16 *)b->data, bStep, e, batch, m, n, k)
-          : multiplyMatrices(ctx, f32(a), aStep, transA != 0, f32(b), bStep, transB != 0, e, batch, m, n, k);
+  const bool left = transA != 0, right = transB != 0;
+  const Bf16 *lowA = (const Bf16 *)a->data, *lowB = (const Bf16 *)b->data;
+  diffit_status status;
+  if (a->dtype == DIFFIT_BF16)
+    status = multiplyMatrices<Bf16LineMatrix, Bf16DepthMatrix, Bf16LineMatrix, Bf16DepthMatrix>(
+        ctx, lowA, aStep, left, lowB, bStep, right, e, batch, m, n, k);
+  else if (b->dtype == DIFFIT_BF16)
+    status = multiplyMixed(ctx, f32(a), aStep, lowB, bStep, e, batch, m, n, k);
+  else
+    status = multiplyMatrices<LineMatrix, DepthMatrix, LineMatrix, DepthMatrix>(ctx, f32(a), aStep, left, f32(b), bStep,
+                                                                                right, e, batch, m, n, k);
   if (status != DIFFIT_OK || !gateLater) return status;
   return unary_backward_op(ctx, gateInput, y, y, gateKind);
 }

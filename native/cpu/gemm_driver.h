@@ -3,102 +3,54 @@
  * (gemm_pack.h, conv.h), blocked for the caches and spread over the threads.
  *
  * A task owns one tile of y and walks over k in blocks; a tile's sums stay in L2 between blocks and pass through the
- * epilogue as they are completed. B, which all row tiles read, is packed once by all threads when it is small enough to
- * stay in the outer caches, else by each task. Few tiles and a long k (weight gradients) split k instead: each split
- * writes partial sums, which are added in order. Blocks, tiles and splits depend on the sizes alone, and each number of y
- * is summed in the order of k within its split, so results have the same bits at any number of threads.
+ * epilogue as they are completed. A tile's columns of B are packed a block at a time and stay in L2, while a few rows of A after the
+ * other, read where they lie or packed, stay in L1 and meet all of them. Where rows are many and B is small enough for the outer
+ * caches, it is packed once by all threads. Few tiles and a long k (weight gradients) split k instead: each split
+ * writes partial sums, which are added in order. gemm_plan.h chooses; each number of y is summed in the order of k within its
+ * split, so results have the same bits at any number of threads.
  *
- * Traffic: A is read n / kTileCols times, B once or m / kTileRows times, y and the epilogue's tensors once.
+ * Traffic: A is read once for every tile of columns, B once for every tile of rows, y and the epilogue's tensors once.
  */
 #ifndef DIFFIT_CPU_GEMM_DRIVER_H
 #define DIFFIT_CPU_GEMM_DRIVER_H
 
-static constexpr int64_t kBlockDepth = 384; /* steps of k per packed block */
-static constexpr int64_t kBlockFloats = (int64_t)1 << 17; /* of a tile's block of A: half of a usual L2 */
-static constexpr int64_t kTileFloats = (int64_t)1 << 17; /* of a tile's sums, when they wait for another block of k */
-static constexpr int64_t kTaskWork = (int64_t)1 << 21; /* multiply-adds worth handing to another thread */
-static constexpr int64_t kMaxTasks = 32; /* tiles are not cut smaller to have more tasks than this */
-static constexpr int64_t kGroupLines = 128; /* lines of A or B to pack in one go */
-static constexpr int64_t kGroupPanels = kGroupLines / kMaxCols;
-static constexpr int64_t kSharedFloats = (int64_t)1 << 23; /* most of B to keep packed */
+/* Packers may have rows(): lines of A as they lie, or copied line by line. kRowWork: what that costs, as packWork. */
+template <class A>
+static constexpr auto rowWork(int) -> decltype(A::kRowWork) {
+  return A::kRowWork;
+}
+template <class A>
+static constexpr double rowWork(...) {
+  return 0;
+}
+template <class A>
+static constexpr bool hasRows() {
+  return rowWork<A>(0) > 0;
+}
 
-/* How one product is cut; a function of its sizes. */
-struct GemmPlan {
-  int64_t batch, m, n, k;
-  int64_t panelRows, rowPanels; /* panels of A */
-  int64_t colPanels, paddedCols; /* panels of B, the last one narrower */
-  int64_t depth, blocks; /* blocks of k */
-  int64_t splits, splitBlocks; /* parts of k with sums of their own */
-  int64_t tileRowPanels, tileColPanels; /* panels per tile */
-  int64_t rowTiles, colTiles;
-  bool shareB;
+/* Packers may have fetch(line, k): brings the 16 numbers of a line from k on to L2. */
+template <class B>
+static auto fetchAhead(const B &b, int64_t line, int64_t k, int) -> decltype(b.fetch(line, k)) {
+  b.fetch(line, k);
+}
+template <class B>
+static void fetchAhead(const B &, int64_t, int64_t, ...) {}
 
-  int64_t tasks() const { return batch * splits * rowTiles * colTiles; }
-  int64_t blockDepth(int64_t block) const { return imin(depth, k - block * depth); }
-  int64_t panelCols(int64_t panel) const { return imin(kMaxCols, paddedCols - panel * kMaxCols); }
-  /* Panels of B to pack together with the first: as many of the same width, before `end`. */
-  int64_t groupEnd(int64_t panel, int64_t end) const {
-    const int64_t whole = paddedCols / kMaxCols;
-    return panel >= whole ? panel + 1 : imin(imin(whole, end), panel + kGroupPanels);
-  }
-  int64_t paddedRows() const { return rowPanels * panelRows; }
+/* What of B a task will pack next; it is fetched in small parts while the task computes. */
+struct Ahead {
+  int64_t line, endLine; /* still to fetch */
+  int64_t first, k, end; /* of k: all, and what is left of the line */
+  int64_t step; /* cache lines to fetch at a time */
 };
-
-/* Chooses tiles and splits: of those that fit the caches and make `wanted` tasks, the ones that move the least. */
-static void cutTiles(GemmPlan &p, int64_t wanted, bool oneB) {
-  double best = -1;
-  GemmPlan q = p;
-  for (q.tileRowPanels = p.rowPanels;; q.tileRowPanels = ceilDiv(q.tileRowPanels, 2)) {
-    q.rowTiles = ceilDiv(p.rowPanels, q.tileRowPanels);
-    const int64_t tileRows = q.tileRowPanels * p.panelRows;
-    for (q.tileColPanels = p.colPanels;; q.tileColPanels = ceilDiv(q.tileColPanels, 2)) {
-      q.colTiles = ceilDiv(p.colPanels, q.tileColPanels);
-      const int64_t tileFloats = tileRows * imin(q.tileColPanels * kMaxCols, p.paddedCols);
-      for (q.splitBlocks = p.blocks;; q.splitBlocks = ceilDiv(q.splitBlocks, 2)) {
-        q.splits = ceilDiv(p.blocks, q.splitBlocks);
-        q.shareB = oneB && q.splits == 1 && p.batch * q.rowTiles > 1 && p.k * p.paddedCols <= kSharedFloats;
-        const double aFloats = (double)(p.batch * p.m * p.k), bFloats = (double)(p.n * p.k),
-                     tiles = (double)(p.batch * q.rowTiles);
-        double moved = aFloats * (double)q.colTiles + bFloats * (q.shareB ? 1.5 + 0.25 * tiles : tiles);
-        if (q.splits > 1) moved += 1.5 * (double)(p.batch * q.splits) * (double)(p.m * p.n);
-        const bool fits =
-            (tileRows * p.depth <= kBlockFloats || q.tileRowPanels == 1) &&
-            (p.blocks == 1 || tileFloats <= kTileFloats || (q.tileRowPanels == 1 && q.tileColPanels == 1));
-        if (!fits) moved *= 16;
-        if (q.tasks() < wanted) moved *= (double)(4 * wanted) / (double)q.tasks();
-        if (best < 0 || moved < best) {
-          best = moved;
-          p = q;
-        }
-        if (q.splitBlocks <= 2) break;
-      }
-      if (q.tileColPanels == 1) break;
-    }
-    if (q.tileRowPanels == 1) break;
-  }
-}
-
-static GemmPlan planGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool oneB) {
-  GemmPlan p = {};
-  p.batch = batch, p.m = m, p.n = n, p.k = k;
-  p.panelRows = ceilDiv(m, ceilDiv(m, kMaxRows));
-  p.rowPanels = ceilDiv(m, p.panelRows);
-  p.paddedCols = roundUp(n, kLanes);
-  p.colPanels = ceilDiv(p.paddedCols, kMaxCols);
-  p.depth = roundUp(ceilDiv(k, imax(1, ceilDiv(k, kBlockDepth))), 4);
-  p.blocks = imax(1, ceilDiv(k, imax(1, p.depth)));
-  const double tasks = (double)batch * (double)m * (double)n * (double)imax(k, 1) / (double)kTaskWork;
-  cutTiles(p, tasks > (double)kMaxTasks ? kMaxTasks : imax(1, (int64_t)tasks), oneB);
-  return p;
-}
 
 /* What one task works on. */
 struct Tile {
   int64_t i0, i1, j0, j1; /* panels */
   int64_t firstBlock, endBlock; /* blocks of k */
   int64_t firstRow; /* of this item of the batch, in y */
-  float *a, *b, *sums, *stage; /* the packed block of A, a group of panels of B, sums between blocks, for packers */
+  float *a, *b, *sums, *stage; /* packed rows of A, the packed block of B, sums between blocks, for packers */
   int64_t stride; /* of the sums' rows */
+  Ahead ahead;
 };
 
 template <class A, class B>
@@ -109,7 +61,7 @@ struct GemmCall {
   const Epilogue &epilogue;
   const GemmPlan &plan;
   float *sharedB; /* all of B, packed: [block][panel][depth][panelCols] */
-  float *partial; /* [batch][split][paddedRows][paddedCols] when k is split */
+  float *partial; /* [batch][split][m][paddedCols] when k is split */
   int failed;
 
   float *scratch(int thread, int64_t floats) {
@@ -118,11 +70,16 @@ struct GemmCall {
     return p;
   }
 
-  /* Panels begin .. end of B (a group) at one block of k. */
+  /* Panels begin .. end of B at one block of k, one after the other. */
   void packB(const B &matrix, float *to, int64_t begin, int64_t end, int64_t block, float *stage) const {
-    const int64_t col = begin * kMaxCols;
-    packPanels(matrix, to, plan.panelCols(begin), col, imin(end * kMaxCols, plan.n) - col, block * plan.depth,
-               plan.blockDepth(block), stage);
+    const int64_t depth = plan.blockDepth(block);
+    for (int64_t j = begin, next; j < end; j = next) {
+      next = plan.groupEnd(j, end);
+      const int64_t col = j * kMaxCols;
+      packPanels(matrix, to, plan.panelCols(j), col, imin(next * kMaxCols, plan.n) - col, block * plan.depth, depth,
+                 stage);
+      to += (next - j) * kMaxCols * depth;
+    }
   }
 
   float *sharedPanel(int64_t panel, int64_t block) const {
@@ -134,10 +91,7 @@ struct GemmCall {
     const int64_t groups = ceilDiv(plan.colPanels, kGroupPanels), block = index / groups;
     const int64_t first = index % groups * kGroupPanels, last = imin(first + kGroupPanels, plan.colPanels);
     float *stage = scratch(thread, kMaxLines * plan.depth);
-    for (int64_t j = first, end; stage && j < last; j = end) {
-      end = plan.groupEnd(j, last);
-      packB(b.at(0), sharedPanel(j, block), j, end, block, stage);
-    }
+    if (stage) packB(b.at(0), sharedPanel(first, block), first, last, block, stage);
   }
 
   /* One tile of y, over one split of k. */
@@ -152,61 +106,98 @@ struct GemmCall {
     t.firstRow = item * p.m;
     t.stride = imin(t.j1 * kMaxCols, p.paddedCols) - t.j0 * kMaxCols;
 
-    const int64_t rows = (t.i1 - t.i0) * p.panelRows;
-    const int64_t aFloats = roundUp(rows * p.depth, 16), bFloats = p.shareB ? 0 : kGroupLines * p.depth;
+    const int64_t rows = p.rowOf(t.i1) - p.rowOf(t.i0);
+    const int64_t aFloats = imax(kGroupLines, p.panelRows) * p.depth + kMaxCols;
+    const int64_t bFloats = p.shareB ? 0 : t.stride * p.depth;
     const int64_t sumFloats = t.firstBlock + 1 < t.endBlock && p.splits == 1 ? rows * t.stride : kMaxRows * kMaxCols;
-    t.a = scratch(thread, aFloats + bFloats + sumFloats + kMaxLines * p.depth);
-    if (!t.a) return;
-    t.b = t.a + aFloats;
+    t.b = scratch(thread, bFloats + sumFloats + kMaxLines * p.depth + aFloats);
+    if (!t.b) return;
     t.sums = t.b + bFloats;
-    t.stage = t.sums + sumFloats;
+    t.stage = t.sums + roundUp(sumFloats, 16);
+    t.a = t.stage + roundUp(kMaxLines * p.depth, 16);
     if (p.splits > 1) {
       t.stride = p.paddedCols;
-      t.sums = partial + (part * p.paddedRows() + t.i0 * p.panelRows) * t.stride + t.j0 * kMaxCols;
+      t.sums = partial + (part * p.m + p.rowOf(t.i0)) * t.stride + t.j0 * kMaxCols;
     }
     const A aItem = a.at(item);
     const B bItem = b.at(item);
-    for (int64_t block = t.firstBlock; block < t.endBlock; block++)
-      for (int64_t j = t.j0, end; j < t.j1; j = end) {
-        end = p.groupEnd(j, t.j1);
-        float *panels = p.shareB ? sharedPanel(j, block) : t.b;
-        if (!p.shareB) packB(bItem, panels, j, end, block, t.stage);
-        for (int64_t width = p.panelCols(j); j < end; j++, panels += width * p.blockDepth(block))
-          column(t, aItem, panels, block, j);
+    for (int64_t block = t.firstBlock; block < t.endBlock; block++) {
+      const float *panels = p.shareB ? sharedPanel(t.j0, block) : t.b;
+      if (!p.shareB) packB(bItem, t.b, t.j0, t.j1, block, t.stage);
+      t.ahead = lookAhead(t, index, block);
+      for (int64_t i = t.i0, end; i < t.i1; i = end) {
+        end = p.rowGroupEnd(i, t.i1);
+        const int64_t depth = p.blockDepth(block), k0 = block * p.depth;
+        if constexpr (hasRows<A>()) {
+          for (; i < end; i++) {
+            const Lines lines = aItem.rows(p.rowOf(i), p.rowsOf(i), k0, depth, t.a);
+            row(t, bItem, lines, panels, block, i);
+          }
+        } else {
+          packPanels(aItem, t.a, p.rowsOf(i), p.rowOf(i), p.rowOf(end) - p.rowOf(i), k0, depth, t.stage);
+          const float *lines = t.a;
+          for (const int64_t step = p.rowsOf(i) * depth; i < end; i++, lines += step)
+            row(t, bItem, {lines, 0}, panels, block, i);
+        }
       }
+    }
   }
 
-  /* One panel of B against all rows of the tile, at one block of k. */
-  void column(const Tile &t, const A &aItem, const float *bPanel, int64_t block, int64_t j) {
+  /* After this block of the tile comes its next one, or the first of a tile that this thread is likely to get. */
+  Ahead lookAhead(const Tile &t, int64_t index, int64_t block) const {
     const GemmPlan &p = plan;
-    const int64_t depth = p.blockDepth(block), col = j * kMaxCols, width = p.panelCols(j),
-                  cols = imin(width, p.n - col);
+    int64_t j = t.j0, next = block + 1;
+    if (next == t.endBlock) {
+      const int64_t colTile = index % p.colTiles + diffit_cpu_threads(ctx);
+      j = colTile * p.tileColPanels, next = t.firstBlock;
+      if (colTile >= p.colTiles) return {};
+    }
+    if (p.shareB) return {};
+    const int64_t line = j * kMaxCols, endLine = imin((j + p.tileColPanels) * kMaxCols, p.n);
+    const int64_t first = next * p.depth, end = first + p.blockDepth(next);
+    const int64_t fetches = (endLine - line) * ceilDiv(end - first, 16), calls = (t.i1 - t.i0) * (t.j1 - t.j0);
+    return {line, endLine, first, first, end, ceilDiv(fetches, calls)};
+  }
+  static void fetch(const B &matrix, Ahead &ahead) {
+    for (int64_t i = 0; i < ahead.step && ahead.line < ahead.endLine; i++) {
+      fetchAhead(matrix, ahead.line, ahead.k, 0);
+      ahead.k += 16;
+      if (ahead.k < ahead.end) continue;
+      ahead.k = ahead.first;
+      ahead.line++;
+    }
+  }
+
+  /* One panel of A against all columns of the tile, at one block of k. */
+  void row(Tile &t, const B &bItem, const Lines &lines, const float *bPanel, int64_t block, int64_t i) {
+    const GemmPlan &p = plan;
+    const int64_t depth = p.blockDepth(block), row = p.rowOf(i), rows = p.rowsOf(i), global = t.firstRow + row;
     const bool add = block > t.firstBlock, finish = block == t.endBlock - 1 && p.splits == 1;
-    const bool single = !add && finish, straight = p.splits == 1 && cols == width && epilogue.plain();
-    const int64_t group = imax(1, kGroupLines / p.panelRows);
-    const MicroKernel kernel = width == kMaxCols ? microKernelOf<2>(p.panelRows) : microKernelOf<1>(p.panelRows);
-    for (int64_t i = t.i0; i < t.i1; i++) {
-      const int64_t row = i * p.panelRows, rows = imin(p.panelRows, p.m - row), global = t.firstRow + row;
-      float *aPanel = t.a + (row - t.i0 * p.panelRows) * depth;
+    const bool single = !add && finish, plain = p.splits == 1 && epilogue.plain();
+    for (int64_t j = t.j0; j < t.j1; j++) {
+      const int64_t col = j * kMaxCols, width = p.panelCols(j), cols = imin(width, p.n - col);
+      fetch(bItem, t.ahead);
       if (finish) epilogue.prefetch(global, rows, col, cols);
-      if (j == t.j0 && (i - t.i0) % group == 0)
-        packPanels(aItem, aPanel, p.panelRows, row, imin(imin(i + group, t.i1) * p.panelRows, p.m) - row,
-                   block * p.depth, depth, t.stage);
-      if (straight && rows == p.panelRows) {
-        kernel(depth, aPanel, bPanel, epilogue.y + global * p.n + col, p.n, add);
-        continue;
-      }
-      const int64_t stride = single ? kMaxCols : t.stride;
-      float *sums = single ? t.sums : t.sums + (i - t.i0) * p.panelRows * stride + (j - t.j0) * kMaxCols;
-      kernel(depth, aPanel, bPanel, sums, stride, add);
-      if (finish) finishTile(epilogue, sums, stride, global, rows, col, cols);
+      const bool straight = plain && cols == width;
+      const int64_t stride = straight ? p.n : single ? kMaxCols : t.stride;
+      float *sums = straight ? (float *)epilogue.y.data + global * p.n + col
+                    : single ? t.sums
+                             : t.sums + (row - p.rowOf(t.i0)) * stride + col - t.j0 * kMaxCols;
+      if constexpr (hasRows<A>())
+        (width == kMaxCols ? lineKernelOf<2>(rows) : lineKernelOf<1>(rows))(depth, lines.data, lines.stride, bPanel,
+                                                                            sums, stride, add);
+      else
+        (width == kMaxCols ? microKernelOf<2>(rows) : microKernelOf<1>(rows))(depth, lines.data, bPanel, sums, stride,
+                                                                              add);
+      if (finish && !straight) finishTile(epilogue, sums, stride, global, rows, col, cols);
+      bPanel += width * depth;
     }
   }
 
   /* y's rows begin .. end of one item from the partial sums of all splits, added in order. */
   void combine(int64_t item, int64_t begin, int64_t end) {
     const GemmPlan &p = plan;
-    const int64_t step = p.paddedRows() * p.paddedCols;
+    const int64_t step = p.m * p.paddedCols;
     for (int64_t row = begin; row < end; row++) {
       float *first = partial + item * p.splits * step + row * p.paddedCols;
       for (int64_t col = 0; col < p.paddedCols; col += kLanes) {
@@ -223,14 +214,14 @@ template <class A, class B>
 static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const Epilogue &epilogue, int64_t batch,
                               int64_t m, int64_t n, int64_t k, bool oneB) {
   if (batch == 0 || m == 0 || n == 0) return DIFFIT_OK;
-  const GemmPlan plan = planGemm(batch, m, n, k, oneB);
+  const GemmPlan plan = planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : packWork(a), packWork(b));
   GemmCall<A, B> call = {ctx, a, b, epilogue, plan, nullptr, nullptr, 0};
   if (plan.shareB) {
     call.sharedB = (float *)diffit_cpu_shared(ctx, 0, (size_t)(k * plan.paddedCols) * sizeof(float));
     if (!call.sharedB) call.failed = 1;
   }
   if (plan.splits > 1) {
-    const int64_t floats = batch * plan.splits * plan.paddedRows() * plan.paddedCols;
+    const int64_t floats = batch * plan.splits * m * plan.paddedCols;
     call.partial = (float *)diffit_cpu_shared(ctx, 0, (size_t)floats * sizeof(float));
     if (!call.partial) call.failed = 1;
   }

@@ -34,8 +34,9 @@ DIFFIT_INLINE void copyRun(float *to, const float *from, int64_t n) {
 }
 
 /* Brings p[offset] to L2; it may lie outside the array. */
-DIFFIT_INLINE void prefetchFar(const float *p, int64_t offset) {
-  __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)offset * sizeof(float)), 0, 2);
+template <class T>
+DIFFIT_INLINE void prefetchFar(const T *p, int64_t offset) {
+  __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)offset * sizeof(T)), 0, 2);
 }
 
 DIFFIT_INLINE void zeroRun(float *to, int64_t n) {
@@ -63,6 +64,27 @@ DIFFIT_INLINE void transpose4x4(const float *row0, const float *row1, const floa
 }
 #undef DIFFIT_SHUFFLE4
 
+#if defined(__AVX512F__)
+/* Sixteen lines by four steps of k. Each register takes four lines, a quarter each; the same four-by-four transpose in all quarters
+   then leaves the lines in order. */
+DIFFIT_INLINE void transpose16x4(const float *const *rows, int64_t d, float *panel, int64_t width) {
+  __m512 q[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    q[i] = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + d));
+    q[i] = _mm512_mask_broadcast_f32x4(q[i], 0x00f0, _mm_loadu_ps(rows[i + 4] + d));
+    q[i] = _mm512_mask_broadcast_f32x4(q[i], 0x0f00, _mm_loadu_ps(rows[i + 8] + d));
+    q[i] = _mm512_mask_broadcast_f32x4(q[i], 0xf000, _mm_loadu_ps(rows[i + 12] + d));
+  }
+  const __m512 a = _mm512_unpacklo_ps(q[0], q[1]), b = _mm512_unpackhi_ps(q[0], q[1]);
+  const __m512 c = _mm512_unpacklo_ps(q[2], q[3]), e = _mm512_unpackhi_ps(q[2], q[3]);
+  _mm512_storeu_ps(panel, (__m512)_mm512_unpacklo_pd((__m512d)a, (__m512d)c));
+  _mm512_storeu_ps(panel + width, (__m512)_mm512_unpackhi_pd((__m512d)a, (__m512d)c));
+  _mm512_storeu_ps(panel + 2 * width, (__m512)_mm512_unpacklo_pd((__m512d)b, (__m512d)e));
+  _mm512_storeu_ps(panel + 3 * width, (__m512)_mm512_unpackhi_pd((__m512d)b, (__m512d)e));
+}
+#endif
+
 /* Lines that are contiguous along k: panel[d * width + i] = rows[i][d]. Works on 32 steps of k (two cache lines of
    each row) at a time, four rows by four steps; the last group of rows overlaps its neighbour. Meanwhile it fetches the
    same part of the next panel, `ahead` numbers further in every row: many short streams defeat the hardware's prefetch. */
@@ -77,7 +99,12 @@ static void transposeRows(float *panel, int64_t width, const float *const *rows,
       prefetchFar(rows[i], ahead + d0);
       prefetchFar(rows[i], ahead + d0 + 16);
     }
-    for (int64_t i = 0; i < lines; i += 4) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= lines; i += 16)
+      for (int64_t d = d0; d < d1; d += 4) transpose16x4(rows + i, d, panel + d * width + i, width);
+#endif
+    for (; i < lines; i += 4) {
       const int64_t first = imin(i, lines - 4);
       const float *row0 = rows[first], *row1 = rows[first + 1], *row2 = rows[first + 2], *row3 = rows[first + 3];
       for (int64_t d = d0; d < d1; d += 4)
@@ -88,12 +115,21 @@ static void transposeRows(float *panel, int64_t width, const float *const *rows,
     for (int64_t i = 0; i < lines; i++) panel[d * width + i] = rows[i][d];
 }
 
+/* Some lines of A at one block of k: packed, or `stride` apart. */
+struct Lines {
+  const float *data;
+  int64_t stride;
+};
+
 /* A matrix stored line by line: rows of a plain `a`, columns of a transposed `b`. */
 struct LineMatrix {
   const float *data;
   int64_t stride, step; /* to the next line; to the next matrix of the batch */
+  static constexpr double kRowWork = 2;
   LineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
   const float *line(int64_t index, float *) const { return data + index * stride; }
+  Lines rows(int64_t line, int64_t, int64_t k0, int64_t, float *) const { return {data + line * stride + k0, stride}; }
+  void fetch(int64_t line, int64_t k) const { prefetchFar(data, line * stride + k); }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     const float *rows[kMaxLines];
     for (int64_t i = 0; i < lines; i++) rows[i] = data + (line + i) * stride + k0;
@@ -101,29 +137,67 @@ struct LineMatrix {
   }
 };
 
-/* The same in bf16: half the bytes from memory, widened on the way into the panels. */
+static void widenRun(const Bf16 *from, float *to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  if (i < n) storePartial(to + i, loadPartial(from + i, n - i), n - i);
+}
+
+/* The same in bf16: half the bytes from memory, widened on the way. As a left operand its lines are copied, kLinePad numbers apart so
+   that they do not all fall on the same sets of the cache; a panel is transposed in pairs of steps of k, which are then
+   taken apart. */
 struct Bf16LineMatrix {
   const Bf16 *data;
   int64_t stride, step;
+  static constexpr double kRowWork = 8;
+  static constexpr int64_t kLinePad = 16;
   Bf16LineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
-  static const float *widenRun(const Bf16 *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
-    return to;
+  const float *line(int64_t index, float *stage) const {
+    widenRun(data + index * stride, stage, stride);
+    return stage;
   }
-  const float *line(int64_t index, float *stage) const { return widenRun(data + index * stride, stride, stage); }
+  Lines rows(int64_t line, int64_t lines, int64_t k0, int64_t depth, float *to) const {
+    const int64_t apart = depth + kLinePad;
+    for (int64_t i = 0; i < lines; i++) widenRun(data + (line + i) * stride + k0, to + i * apart, depth);
+    return {to, apart};
+  }
+  void fetch(int64_t line, int64_t k) const { prefetchFar((const float *)data, (line * stride + k) / 2); }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage) const {
     const float *rows[kMaxLines];
-    for (int64_t i = 0; i < lines; i++) rows[i] = widenRun(data + (line + i) * stride + k0, depth, stage + i * depth);
-    transposeRows(panel, width, rows, lines, depth, 0);
+    const Bf16 *from = data + line * stride + k0;
+    for (int64_t i = 0; i < lines; i++) rows[i] = (const float *)(from + i * stride);
+    const int64_t pairs = depth / 2;
+    transposeRows(stage, width, rows, lines, pairs, width * stride / 2);
+    for (int64_t d = 0; d < pairs; d++) {
+      float *even = panel + 2 * d * width, *odd = even + width;
+      int64_t i = 0;
+      for (; i + kLanes <= width; i += kLanes) {
+        const vu pair = (vu)load(stage + d * width + i);
+        store(even + i, (vf)(pair << 16));
+        store(odd + i, (vf)(pair & 0xffff0000u));
+      }
+      for (; i < width; i++) {
+        const uint32_t pair = bitsOf(stage[d * width + i]);
+        even[i] = floatOf(pair << 16);
+        odd[i] = floatOf(pair & 0xffff0000u);
+      }
+    }
+    if (depth % 2 == 0) return;
+    float *last = panel + (depth - 1) * width;
+    for (int64_t i = 0; i < lines; i++) last[i] = widen(from[i * stride + depth - 1]);
+    zeroRun(last + lines, width - lines);
   }
 };
 
-/* A matrix stored step by step of k: rows of a transposed `a`, columns of a plain `b`. */
-struct DepthMatrix {
-  const float *data;
+/* A matrix stored step by step of k, in f32 or bf16: rows of a transposed `a`, columns of a plain `b`. */
+template <class T>
+struct DepthMatrixOf {
+  const T *data;
   int64_t stride, step; /* to the next k; to the next matrix of the batch */
-  DepthMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
+  DepthMatrixOf at(int64_t item) const { return {data + item * step, stride, step}; }
 };
+typedef DepthMatrixOf<float> DepthMatrix;
+typedef DepthMatrixOf<Bf16> Bf16DepthMatrix;
 
 /* Panels of `width` lines, one after the other, from `line` on until `lines` are packed. */
 template <class Packer>
@@ -133,20 +207,58 @@ static void packPanels(const Packer &packer, float *panels, int64_t width, int64
     packer.pack(panels, width, line, imin(width, lines), k0, depth, stage);
 }
 
+/* A run of a panel's width, known to be kMaxCols or at most a vector. */
+struct WholeRun {
+  template <class T>
+  void operator()(float *to, const T *from) const {
+#pragma GCC unroll 2
+    for (int i = 0; i < kMaxCols; i += kLanes) store(to + i, load(from + i));
+  }
+};
+struct ShortRun {
+  int64_t n;
+  void operator()(float *to, const float *from) const {
+#if defined(__AVX512F__)
+    storePartial(to, loadPartial(from, n), n);
+#else
+    copyRun(to, from, n);
+#endif
+  }
+  void operator()(float *to, const Bf16 *from) const { widenRun(from, to, n); }
+};
+
 /* All panels in one pass over k, so that each step reads one long run, and the runs of later steps are on their way. */
-static void packPanels(const DepthMatrix &matrix, float *panels, int64_t width, int64_t line, int64_t lines, int64_t k0,
-                       int64_t depth, float *) {
-  const int64_t whole = lines / width, rest = lines % width, ahead = 24 * matrix.stride;
-  const float *from = matrix.data + k0 * matrix.stride + line;
+template <class T, class Run>
+static void packRuns(const DepthMatrixOf<T> &matrix, float *panels, int64_t width, int64_t line, int64_t lines,
+                     int64_t k0, int64_t depth, const Run &copy) {
+  const int64_t whole = lines / width, rest = lines % width, perLine = 64 / (int64_t)sizeof(T);
+  const int64_t ahead = 24 * matrix.stride;
+  const T *from = matrix.data + k0 * matrix.stride + line;
   for (int64_t d = 0; d < depth; d++, from += matrix.stride) {
-    for (int64_t i = 0; i < lines; i += 16) prefetchFar(from, ahead + i);
+    for (int64_t i = 0; i < lines; i += perLine) prefetchFar(from, ahead + i);
     float *to = panels + d * width;
-    for (int64_t q = 0; q < whole; q++, to += width * depth) copyRun(to, from + q * width, width);
+    for (int64_t q = 0; q < whole; q++, to += width * depth) copy(to, from + q * width);
     if (rest > 0) {
-      copyRun(to, from + whole * width, rest);
+      for (int64_t i = 0; i < rest; i++) to[i] = widen(from[whole * width + i]);
       zeroRun(to + rest, width - rest);
     }
   }
+}
+template <class T>
+static void packPanels(const DepthMatrixOf<T> &matrix, float *panels, int64_t width, int64_t line, int64_t lines,
+                       int64_t k0, int64_t depth, float *) {
+  if (width == kMaxCols) return packRuns(matrix, panels, width, line, lines, k0, depth, WholeRun{});
+  packRuns(matrix, panels, width, line, lines, k0, depth, ShortRun{width});
+}
+
+/* Estimated work of packing a number, in multiply-adds: copies of runs, or transposes and windows of images. */
+template <class Packer>
+static constexpr double packWork(const Packer &) {
+  return 40;
+}
+template <class T>
+static constexpr double packWork(const DepthMatrixOf<T> &) {
+  return 15;
 }
 
 #endif

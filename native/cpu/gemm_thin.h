@@ -10,6 +10,8 @@ static constexpr int kThinLines = kMaxRows >= 10 ? 4 : 3; /* kDotLines x kThinLi
 static constexpr int kDotLines = 4;
 static constexpr int kThinChunk = 4 * kMaxCols; /* lines of the long operand per tile of y */
 
+static constexpr int64_t kThinWork = (int64_t)1 << 18; /* multiply-adds worth handing to another thread */
+
 static bool isThin(int64_t m, int64_t n, int64_t k) { return imin(m, n) <= kThinLines && k >= 4 * kLanes; }
 
 /* out[l * lineStride + t * thinStride] = lines[l] . thin[t] */
@@ -74,7 +76,7 @@ static diffit_status multiplyThin(diffit_context *ctx, const A &a, const B &b, c
   const ThinCall<A, B> call = {a, b, epilogue, m, n, k};
   const int64_t lines = n <= kThinLines ? m : n, thin = n <= kThinLines ? n : m, chunks = ceilDiv(lines, kThinChunk);
   int failed = 0;
-  const int64_t grain = imax(1, kTaskWork / 8 / (kThinChunk * thin * k));
+  const int64_t grain = imax(1, kThinWork / (kThinChunk * thin * k));
   parallelChunks(ctx, batch * chunks, grain, [&](int64_t begin, int64_t end, int thread) {
     const int64_t floats = (kDotLines + kThinLines) * k;
     float *stage = (float *)diffit_cpu_scratch(ctx, thread, 0, (size_t)floats * sizeof(float));

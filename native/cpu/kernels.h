@@ -29,6 +29,7 @@ namespace DIFFIT_VARIANT {
 #include "gemm_kernel.h"
 #include "gemm_pack.h"
 #include "gemm_epilogue.h"
+#include "gemm_plan.h"
 #include "gemm_driver.h"
 #include "gemm_thin.h"
 #include "gemm.h"

@@ -82,6 +82,7 @@ constexpr const char *kTakesBf16[] = {
     "unary",
     "affine",
     "clamp",
+    "gemm",
 };
 
 constexpr bool sameText(const char *a, const char *b) {
