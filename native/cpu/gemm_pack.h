@@ -8,6 +8,9 @@
  *
  * that fills panel[d * width + i] = element(line + i, k0 + d) for i < lines, d < depth, and 0 for lines <= i < width.
  * `stage` is scratch of kMaxLines * depth floats. Traffic: each element is read once and written once.
+ *
+ * A packer may have, too: rows(), lines of a left operand for lineKernel, as they lie or copied, with kRowWork, what that costs an
+ * element (as packWork); and fetch(line, k), which brings the 16 numbers of a line from k on to L2.
  */
 #ifndef DIFFIT_CPU_GEMM_PACK_H
 #define DIFFIT_CPU_GEMM_PACK_H
