@@ -200,6 +200,15 @@ static Epilogue writeTo(float *y, int64_t n) {
   return e;
 }
 
+/* Which form of Winograd's the convolution takes: 4, 2 or 0 (winograd.h). */
+static int fewerProducts(const diffit_tensor *w, const diffit_tensor *y, int64_t stride) {
+  if (w->shape[1] != 3 || w->shape[2] != 3 || stride != 1) return 0;
+  return winogradSide(y->shape[0], y->shape[1], y->shape[2], w->shape[3], w->shape[0]);
+}
+static TileImage tilesOf(const diffit_tensor *image) {
+  return {f32(image), image->shape[1], image->shape[2], image->shape[3], nullptr};
+}
+
 template <class A>
 static diffit_status multiplyLines(diffit_context *ctx, const A &a, const LineMatrix &b, const Epilogue &e, int64_t m,
                                    int64_t n, int64_t k) {
@@ -215,6 +224,12 @@ static diffit_status conv2d_op(diffit_context *ctx, const diffit_tensor *x, cons
   const int64_t pixels = y->shape[0] * y->shape[1] * y->shape[2];
   REQUIRE(!bias || (bias->dtype == DIFFIT_F32 && numel(bias) == outputs));
   REQUIRE(!residual || (residual->dtype == DIFFIT_F32 && numel(residual) == numel(y)));
+  if (const int side = fewerProducts(w, y, stride)) {
+    const Taps taps = {f32(w), w->shape[3], outputs, false};
+    const auto run = side == 4 ? winogradConv<4> : winogradConv<2>;
+    return run(ctx, tilesOf(x), taps, padTop, padLeft, bias ? f32(bias) : nullptr, residual ? f32(residual) : nullptr,
+               y);
+  }
   Epilogue e = writeTo(f32(y), outputs);
   e.bias = bias ? f32(bias) : nullptr;
   e.residual = residual ? f32(residual) : nullptr;
@@ -248,6 +263,11 @@ static diffit_status conv2d_dgrad_op(diffit_context *ctx, const diffit_tensor *d
   if (isPointwise(dx, w, dy, stride, padTop, padLeft))
     return multiply(ctx, LineMatrix{f32(dy), outputs, 0}, DepthMatrix{f32(w), inputs, 0}, writeTo(f32(dx), inputs), 1,
                     batch * height * width, inputs, outputs, true);
+  if (const int side = fewerProducts(w, dx, stride)) {
+    const Taps taps = {f32(w), outputs, inputs, true};
+    const auto run = side == 4 ? winogradConv<4> : winogradConv<2>;
+    return run(ctx, tilesOf(dy), taps, 2 - padTop, 2 - padLeft, nullptr, nullptr, dx);
+  }
   for (int64_t firstY = 0; firstY < imin(stride, height); firstY++) {
     for (int64_t firstX = 0; firstX < imin(stride, width) && status == DIFFIT_OK; firstX++) {
       const Residue v(firstY, height, padTop, kh, stride), u(firstX, width, padLeft, kw, stride);
@@ -275,6 +295,10 @@ static diffit_status conv2d_wgrad_op(diffit_context *ctx, const diffit_tensor *x
   if (status != DIFFIT_OK) return status;
   const int64_t outputs = dw->shape[0], lines = dw->shape[1] * dw->shape[2] * dw->shape[3];
   const int64_t pixels = dy->shape[0] * dy->shape[1] * dy->shape[2];
+  if (const int side = fewerProducts(dw, dy, stride)) {
+    const auto run = side == 4 ? winogradGrad<4> : winogradGrad<2>;
+    return run(ctx, tilesOf(x), tilesOf(dy), dy->shape[0], f32(dw), padTop, padLeft);
+  }
   const DepthMatrix gradient = {f32(dy), outputs, 0};
   const Epilogue e = writeTo(f32(dw), lines);
   if (isPointwise(x, dw, dy, stride, padTop, padLeft))

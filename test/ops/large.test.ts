@@ -80,6 +80,10 @@ for (const [m, k, n] of [
 
 for (const [sizes, name] of [
   [{ b: 2, h: 33, w: 31, i: 20, o: 40, k: 3, stride: 1, pad: 1 }, '3x3'],
+  [{ b: 3, h: 15, w: 17, i: 66, o: 70, k: 3, stride: 1, pad: 1 }, '3x3 of wide layers'], // tiles of 2 x 2 (winograd.h)
+  [{ b: 2, h: 19, w: 22, i: 130, o: 140, k: 3, stride: 1, pad: 1 }, '3x3 of wider layers'], // of 4 x 4
+  [{ b: 2, h: 24, w: 23, i: 129, o: 128, k: 3, stride: 1, pad: 0 }, '3x3 without padding'],
+  [{ b: 6, h: 5, w: 3, i: 129, o: 200, k: 3, stride: 1, pad: 2 }, '3x3 with much padding'],
   [{ b: 1, h: 40, w: 37, i: 33, o: 24, k: 3, stride: 2, pad: 1 }, '3x3 stride 2'],
   [{ b: 1, h: 40, w: 40, i: 70, o: 90, k: 1, stride: 1, pad: 0 }, '1x1'],
   [{ b: 3, h: 16, w: 16, i: 300, o: 3, k: 3, stride: 1, pad: 1 }, '3x3 to an image'],
