@@ -4,7 +4,11 @@
  *
  * Flash attention (Dao et al., arXiv 2205.14135) on tiles of queries: the logits of one tile and one block of keys
  * stay in the first-level cache, the running maximum and sum of each query correct what was added before. q is read
- * once from the qkv rows, wherever a window has them, k and v once per 256 queries; y and lse are written once.
+ * once from the qkv rows, wherever a window has them, k and v once per 256 queries; y and lse are written once. Rows are
+ * f32 or bf16, arithmetic is f32.
+ *
+ * What binds: 4 N d operations a query against 16 d bytes (f32). From 64 tokens on the arithmetic (the rows of the next head
+ * are fetched meanwhile), in windows of 16 the memory.
  */
 #ifndef DIFFIT_CPU_ATTENTION_H
 #define DIFFIT_CPU_ATTENTION_H
@@ -13,20 +17,19 @@
 struct AttentionTasks {
   int64_t windows, chunks; /* windows of one task, such groups in a sample */
   int64_t queries, queryBlocks; /* queries of one task, such groups in a window */
-  int64_t heads, headGroups; /* heads of one task (all of them or one), such groups */
-  bool warm; /* a task uses whole rows, and they fit a cache */
+  int64_t heads, headGroups; /* heads of one task, such groups */
   int64_t total;
 };
 /* rowBytes: memory of one token over all tensors of the call. */
 static AttentionTasks attentionTasks(const AttentionSizes &s, int64_t rowBytes, bool splitQueries) {
   AttentionTasks t;
-  t.windows = s.tokens <= kSmallWindow ? imax(1, kTaskBytes / imax(1, s.tokens * rowBytes)) : 1;
+  const bool small = s.tokens <= kSmallWindow;
+  t.windows = small ? imax(1, kTaskBytes / imax(1, s.tokens * rowBytes)) : 1;
   if (t.windows > s.windowsX) t.windows -= t.windows % s.windowsX; /* whole bands of the grid lie together in memory */
   t.chunks = ceilDiv(s.windows, t.windows);
   t.queries = splitQueries ? imin(s.tokens, kTaskQueries) : s.tokens;
   t.queryBlocks = ceilDiv(s.tokens, t.queries);
-  t.warm = t.windows * s.tokens * rowBytes <= 2 * kTaskBytes && (s.heads == 1 || s.batch * t.chunks >= kManyTasks);
-  t.heads = t.warm ? s.heads : 1;
+  t.heads = small ? ceilDiv(s.heads, ceilDiv(kManyTasks, imax(1, s.batch * t.chunks))) : 1;
   t.headGroups = ceilDiv(s.heads, t.heads);
   t.total = s.batch * t.chunks * t.queryBlocks * t.headGroups;
   return t;
@@ -34,36 +37,51 @@ static AttentionTasks attentionTasks(const AttentionSizes &s, int64_t rowBytes, 
 
 /* Where task `index` works. */
 struct AttentionPlace {
-  int64_t firstHead, lastHead, firstQuery, lastQuery, firstWindow, lastWindow, chunk, sample;
+  int64_t firstHead, lastHead, firstQuery, lastQuery, firstWindow, lastWindow, sample;
 };
 static AttentionPlace attentionPlace(const AttentionSizes &s, const AttentionTasks &t, int64_t index) {
   AttentionPlace p;
   p.firstHead = index % t.headGroups * t.heads;
-  p.lastHead = p.firstHead + t.heads;
+  p.lastHead = imin(s.heads, p.firstHead + t.heads);
   index /= t.headGroups;
   p.firstQuery = index % t.queryBlocks * t.queries;
   p.lastQuery = imin(s.tokens, p.firstQuery + t.queries);
   index /= t.queryBlocks;
-  p.chunk = index % t.chunks;
-  p.firstWindow = p.chunk * t.windows;
+  p.firstWindow = index % t.chunks * t.windows;
   p.lastWindow = imin(s.windows, p.firstWindow + t.windows);
   p.sample = index / t.chunks;
   return p;
 }
 
-/* Brings the rows (`width` floats a token) of a task's windows into the cache in the order of memory. Heads use short
-   pieces of rows far apart, which is many times slower where the hardware cannot guess the next. */
-static void warmRows(const AttentionSizes &s, const AttentionPlace &p, const float *from, int64_t width) {
-  vf sum = set1(0.0f);
-  for (int64_t w = p.firstWindow; w < p.lastWindow;) {
-    const int64_t windows = imin(p.lastWindow - w, s.windowsX - w % s.windowsX);
-    const float *corner = from + (p.sample * s.height * s.width + windowOrigin(s, w)) * width;
-    for (int64_t y = 0; y < s.windowH; y++)
-      for (int64_t i = 0; i + kLanes <= windows * s.windowW * width; i += 16)
-        sum += load(corner + y * s.width * width + i);
-    w += windows;
+/* One window and head of a sample, all or some of its queries: a task goes through several. */
+struct AttentionUnit {
+  int64_t sample, window, head, firstQuery, lastQuery;
+  int64_t token(const AttentionSizes &s) const { return sample * s.height * s.width + windowOrigin(s, window); }
+};
+/* work(unit, next) for every unit of task `index`, heads innermost as their rows are neighbours in memory. `next` is what the
+   thread will probably do then, after its last unit the first of the task that `threads` workers leave it; NULL at the end. */
+template <class Work>
+static void forEachUnit(const AttentionSizes &s, const AttentionTasks &t, int64_t index, int threads,
+                        const Work &work) {
+  const AttentionPlace p = attentionPlace(s, t, index);
+  AttentionUnit unit = {p.sample, p.firstWindow, p.firstHead, p.firstQuery, p.lastQuery};
+  for (;;) {
+    AttentionUnit next = unit;
+    bool more = true;
+    if (++next.head == p.lastHead) {
+      next.head = p.firstHead;
+      more = ++next.window < p.lastWindow;
+    }
+    if (!more && index + threads < t.total) {
+      const AttentionPlace far = attentionPlace(s, t, index + threads);
+      next = {far.sample, far.firstWindow, far.firstHead, far.firstQuery, far.lastQuery};
+      work(unit, &next);
+      return;
+    }
+    work(unit, more ? &next : nullptr);
+    if (!more) return;
+    unit = next;
   }
-  __asm__ volatile("" : : "m"(sum)); /* the loads are the purpose */
 }
 
 /* What both directions check before they trust a size. */
@@ -72,7 +90,7 @@ static diffit_status checkAttention(diffit_context *ctx, const char *op, const d
                                     int64_t windowH, int64_t windowW) {
 #define EXPECT(condition) \
   if (!(condition)) return diffit_cpu_fail(ctx, DIFFIT_INVALID, "%s: expected %s", op, #condition)
-  EXPECT(qkv->dtype == DIFFIT_F32 && qkv->ndim == 4);
+  EXPECT((qkv->dtype == DIFFIT_F32 || qkv->dtype == DIFFIT_BF16) && qkv->ndim == 4);
   EXPECT(heads >= 1 && heads < 1 << 20 && qkv->shape[3] % (3 * heads) == 0);
   EXPECT(windowH >= 1 && windowH < 1 << 20 && windowW >= 1 && windowW < 1 << 20);
   EXPECT(qkv->shape[1] % windowH == 0 && qkv->shape[2] % windowW == 0);
@@ -114,61 +132,21 @@ static int64_t carveAttention(const AttentionSizes &s, float *base, AttentionScr
 /* The vectors that a tile of n queries needs. */
 DIFFIT_INLINE int tileVectors(int64_t n) { return (int)ceilDiv(n, kLanes); }
 
-/* A head's bias as tiles use it: small windows have it expanded, per tile [tokens, tile]; others have a column of the
-   table. Both NULL without a table. */
-struct HeadBias {
-  const float *expanded, *column;
-};
-struct BiasTable {
-  float *columns; /* [heads, tableRows], or NULL */
-  float *expanded; /* [heads, expandedSize], or NULL */
-  int64_t expandedSize;
-  HeadBias head(const AttentionSizes &s, int64_t h) const {
-    return {expanded ? expanded + h * expandedSize : nullptr, columns ? columns + h * s.tableRows : nullptr};
-  }
-};
+/* A window of one block of keys makes y as rows [query, padded]; of more, as columns [padded, query]: then head dims that
+   fill no whole vectors cost nothing, and turning it is little beside the products. */
+DIFFIT_INLINE bool sumsAreRows(const AttentionSizes &s) { return s.tokens <= kKeyBlock; }
 
-/* Prepares the table for all heads in shared slot 1; false when memory is out. */
-static bool prepareBias(diffit_context *ctx, const AttentionSizes &s, const float *table, BiasTable *bias) {
-  bias->columns = bias->expanded = nullptr;
-  bias->expandedSize = s.tokens * roundUp(s.tokens, kLanes);
-  if (!table) return true;
-  const bool small = s.tokens <= kSmallWindow;
-  const int64_t columnFloats = roundUp(s.heads * s.tableRows + kLanes, 16);
-  const int64_t floats = columnFloats + (small ? s.heads * bias->expandedSize + kLanes : 0);
-  float *memory = (float *)diffit_cpu_shared(ctx, 1, (size_t)floats * sizeof(float));
-  if (!memory) return false;
-  bias->columns = memory;
-  splitTable(s, table, bias->columns);
-  if (!small) return true;
-  bias->expanded = memory + columnFloats;
-  for (int64_t h = 0; h < s.heads; h++)
-    for (int64_t i0 = 0; i0 < s.tokens; i0 += kTileQueries) {
-      const int64_t ni = imin(kTileQueries, s.tokens - i0);
-      expandBias(s, bias->columns + h * s.tableRows, i0, ni, 0, s.tokens,
-                 bias->expanded + h * bias->expandedSize + i0 * s.tokens, roundUp(ni, kLanes));
-    }
-  return true;
+/* Blocks of `products` products of so many queries with all keys, about. */
+DIFFIT_INLINE int64_t productSteps(const AttentionSizes &s, int64_t queries, int64_t products) {
+  const int64_t blocks =
+      ceilDiv(imin(s.tokens, kKeyBlock), blockRows(queries < kTileQueries ? tileVectors(queries) : kTileVectors));
+  return products * blocks * ceilDiv(queries, kTileQueries) * ceilDiv(s.tokens, kKeyBlock);
 }
 
-/* m.logits = bias + keys [j0, j0 + nj) times the tile's queries [i0, i0 + ni). */
+/* Softmax and weighted sum of one tile: y = m.sum * m.inverse [query], and m.lse. */
 template <int VECTORS>
-static void tileLogits(const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0, int64_t ni,
-                       int64_t j0, int64_t nj) {
-  constexpr int64_t ld = VECTORS * kLanes;
-  const float *init = nullptr;
-  if (bias.expanded) {
-    init = bias.expanded + i0 * s.tokens;
-  } else if (bias.column) {
-    expandBias(s, bias.column, i0, ni, j0, nj, m.logits, ld);
-    init = m.logits;
-  }
-  productRows<VECTORS, false>(nj, s.dim, m.keys + j0 * s.padded, s.padded, m.queries, ld, init, nullptr, m.logits, ld);
-}
-
-/* Softmax and weighted sum of one tile: y = m.sum [dim, query] * m.inverse [query], and m.lse. */
-template <int VECTORS>
-static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0, int64_t ni) {
+static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0, int64_t ni,
+                       Ahead *ahead) {
   constexpr int64_t ld = VECTORS * kLanes;
   vf top[VECTORS], total[VECTORS];
   float correction[VECTORS * kLanes];
@@ -178,26 +156,32 @@ static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadB
   }
   for (int64_t j0 = 0; j0 < s.tokens; j0 += kKeyBlock) {
     const int64_t nj = imin(kKeyBlock, s.tokens - j0);
-    tileLogits<VECTORS>(s, m, bias, i0, ni, j0, nj);
+    tileLogits<VECTORS>(s, m.keys, m.queries, bias, i0, ni, j0, nj, m.logits, ahead);
     vf highest[VECTORS];
     for (int v = 0; v < VECTORS; v++) highest[v] = top[v];
     for (int64_t j = 0; j < nj; j++)
       for (int v = 0; v < VECTORS; v++) highest[v] = vmax(load(m.logits + j * ld + v * kLanes), highest[v]);
     for (int v = 0; v < VECTORS; v++) {
-      const vf factor = vexp(top[v] - highest[v]);
+      const vf factor = vexpSoftmax(top[v] - highest[v]);
       store(correction + v * kLanes, factor);
       total[v] *= factor;
       top[v] = highest[v];
     }
     for (int64_t j = 0; j < nj; j++)
+#pragma GCC unroll 4
       for (int v = 0; v < VECTORS; v++) {
         float *at = m.logits + j * ld + v * kLanes;
-        const vf p = vexp(load(at) - top[v]);
+        const vf p = vexpSoftmax(load(at) - top[v]);
         total[v] += p;
         store(at, p);
       }
-    productRows<VECTORS, true>(s.dim, nj, m.values + j0 * s.padded, s.padded, m.logits, ld, j0 ? m.sum : nullptr,
-                               j0 ? correction : nullptr, m.sum, ld);
+    const float *values = m.values + j0 * s.padded;
+    if (sumsAreRows(s)) {
+      product<true>(ni, s.padded, nj, m.logits, ld, values, s.padded, false, m.sum, s.padded, ahead);
+    } else {
+      const InitRows init = {j0 ? m.sum : nullptr, ld, j0 ? correction : nullptr};
+      productRows<VECTORS, true>(s.dim, nj, values, s.padded, m.logits, ld, init, m.sum, ld, ahead);
+    }
   }
   for (int v = 0; v < VECTORS; v++) {
     store(m.inverse + v * kLanes, set1(1.0f) / total[v]);
@@ -206,11 +190,94 @@ static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadB
 }
 
 static void attendTileOf(int vectors, const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0,
-                         int64_t ni) {
-  if (vectors == 1) attendTile<1>(s, m, bias, i0, ni);
-  if (vectors == 2) attendTile<2>(s, m, bias, i0, ni);
-  if (kTileVectors == 4 && vectors == 3) attendTile<kTileVectors == 4 ? 3 : 1>(s, m, bias, i0, ni);
-  if (kTileVectors == 4 && vectors == 4) attendTile<kTileVectors>(s, m, bias, i0, ni);
+                         int64_t ni, Ahead *ahead) {
+  if (vectors == 1) attendTile<1>(s, m, bias, i0, ni, ahead);
+  if (vectors == 2) attendTile<2>(s, m, bias, i0, ni, ahead);
+  if (kTileVectors == 4 && vectors == 3) attendTile<kTileVectors == 4 ? 3 : 1>(s, m, bias, i0, ni, ahead);
+  if (kTileVectors == 4 && vectors == 4) attendTile<kTileVectors>(s, m, bias, i0, ni, ahead);
+}
+
+/* Everything of one call that a task reads or writes; T is the type of qkv and y. */
+template <class T>
+struct AttentionCall {
+  AttentionSizes s;
+  AttentionTasks tasks;
+  BiasTable bias;
+  const T *qkv;
+  const float *time;
+  T *y;
+  float *lse; /* or NULL */
+  const int64_t *offsets;
+  float scale;
+  int threads;
+};
+
+template <class T>
+static void attendUnit(const AttentionCall<T> &call, const AttentionScratch &m, const AttentionUnit &unit,
+                       const AttentionUnit *next) {
+  const AttentionSizes &s = call.s;
+  const int64_t stride = 3 * s.channels, token = unit.token(s), channel = unit.head * s.dim;
+  const T *q = call.qkv + token * stride + channel;
+  T *y = call.y + token * s.channels + channel;
+  Ahead ahead;
+  if (next) {
+    const int64_t at = next->token(s), first = next->head * s.dim;
+    for (int64_t i = 1; i < 3; i++) ahead.add(call.qkv + at * stride + first + i * s.channels, stride, 0, s.tokens);
+    ahead.add(call.qkv + at * stride + first, stride, next->firstQuery, next->lastQuery);
+    ahead.add(call.y + at * s.channels + first, s.channels, next->firstQuery, next->lastQuery);
+    ahead.start(s.dim * (int64_t)sizeof(T), call.offsets, s.tokens,
+                productSteps(s, unit.lastQuery - unit.firstQuery, 2));
+  }
+
+  loadTime(s, call.time, unit.sample, 0, unit.head, m.timeQ);
+  loadTime(s, call.time, unit.sample, 2, unit.head, m.timeV);
+  gatherRows<T>(s, {q + s.channels, stride, call.offsets}, s.tokens, m.keys);
+  gatherRows<T>(s, {q + 2 * s.channels, stride, call.offsets}, s.tokens, m.values);
+  for (int64_t i0 = unit.firstQuery; i0 < unit.lastQuery; i0 += kTileQueries) {
+    const int64_t ni = imin(kTileQueries, unit.lastQuery - i0);
+    const int64_t *offsets = call.offsets + i0;
+    const int vectors = tileVectors(ni);
+    packTile<T>(s, {q, stride, offsets}, ni, m.timeQ, call.scale, vectors, m.queries, nullptr);
+    attendTileOf(vectors, s, m, call.bias.head(s, unit.head), i0, ni, &ahead);
+    const TokenRows<T> to = {y, s.channels, offsets};
+    if (sumsAreRows(s))
+      scatterRows<T>(s, m.sum, m.inverse, m.timeV, ni, to);
+    else
+      unpackTile<T>(s, m.sum, vectors, m.inverse, m.timeV, ni, to, nullptr);
+    if (!call.lse) continue;
+    float *row = call.lse + (unit.sample * s.heads + unit.head) * s.height * s.width + windowOrigin(s, unit.window);
+    for (int64_t i = 0; i < ni; i++) row[offsets[i]] = m.lse[i];
+  }
+}
+
+template <class T>
+static diffit_status attendIn(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
+                              const diffit_tensor *table, diffit_tensor *y, diffit_tensor *lse, int64_t heads,
+                              int64_t windowH, int64_t windowW, double scale) {
+  AttentionCall<T> call;
+  const AttentionSizes &s = call.s = attentionSizes(qkv, heads, windowH, windowW);
+  int64_t *offsets = (int64_t *)diffit_cpu_shared(ctx, 0, (size_t)s.tokens * sizeof(int64_t));
+  AttentionScratch sizing;
+  const size_t bytes = (size_t)carveAttention(s, nullptr, &sizing);
+  bool enough = offsets && prepareBias(ctx, s, table ? f32(table) : nullptr, &call.bias);
+  for (int t = 0; t < diffit_cpu_threads(ctx); t++) enough = enough && diffit_cpu_scratch(ctx, t, 0, bytes);
+  if (!enough) return diffit_cpu_fail(ctx, DIFFIT_OUT_OF_MEMORY, "attention: no memory for scratch");
+  fillTokenOffsets(s, offsets);
+  call.tasks = attentionTasks(s, 4 * s.channels * (int64_t)sizeof(float), true);
+  call.qkv = (const T *)qkv->data;
+  call.time = time ? f32(time) : nullptr;
+  call.y = (T *)y->data;
+  call.lse = lse ? f32(lse) : nullptr;
+  call.offsets = offsets;
+  call.scale = (float)scale;
+  call.threads = diffit_cpu_threads(ctx);
+  parallelChunks(ctx, call.tasks.total, 1, [&](int64_t index, int64_t, int thread) {
+    AttentionScratch m;
+    carveAttention(s, (float *)diffit_cpu_scratch(ctx, thread, 0, bytes), &m);
+    forEachUnit(s, call.tasks, index, call.threads,
+                [&](const AttentionUnit &unit, const AttentionUnit *next) { attendUnit(call, m, unit, next); });
+  });
+  return DIFFIT_OK;
 }
 
 static diffit_status attend(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
@@ -218,59 +285,16 @@ static diffit_status attend(diffit_context *ctx, const diffit_tensor *qkv, const
                             int64_t windowH, int64_t windowW, double scale) {
   const diffit_status status = checkAttention(ctx, "attention", qkv, time, table, heads, windowH, windowW);
   if (status != DIFFIT_OK) return status;
-  const AttentionSizes s = attentionSizes(qkv, heads, windowH, windowW);
-  const int64_t gridTokens = s.height * s.width;
-  REQUIRE_F32(y);
-  REQUIRE(numel(y) == s.batch * gridTokens * s.channels);
+  const int64_t tokens = qkv->shape[0] * qkv->shape[1] * qkv->shape[2];
+  REQUIRE(y->dtype == qkv->dtype);
+  REQUIRE(numel(y) == tokens * (qkv->shape[3] / 3));
   if (lse) {
     REQUIRE_F32(lse);
-    REQUIRE(numel(lse) == s.batch * s.heads * gridTokens);
+    REQUIRE(numel(lse) == tokens * heads);
   }
-
-  if (s.batch * gridTokens == 0) return DIFFIT_OK;
-
-  int64_t *offsets = (int64_t *)diffit_cpu_shared(ctx, 0, (size_t)s.tokens * sizeof(int64_t));
-  BiasTable bias;
-  AttentionScratch sizing;
-  const size_t bytes = (size_t)carveAttention(s, nullptr, &sizing);
-  bool enough = offsets && prepareBias(ctx, s, table ? f32(table) : nullptr, &bias);
-  for (int t = 0; t < diffit_cpu_threads(ctx); t++) enough = enough && diffit_cpu_scratch(ctx, t, 0, bytes);
-  if (!enough) return diffit_cpu_fail(ctx, DIFFIT_OUT_OF_MEMORY, "attention: no memory for scratch");
-  fillTokenOffsets(s, offsets);
-
-  const int64_t stride = 3 * s.channels;
-  const AttentionTasks tasks = attentionTasks(s, (stride + s.channels) * (int64_t)sizeof(float), true);
-  parallelChunks(ctx, tasks.total, 1, [&](int64_t index, int64_t, int thread) {
-    const AttentionPlace place = attentionPlace(s, tasks, index);
-    AttentionScratch m;
-    carveAttention(s, (float *)diffit_cpu_scratch(ctx, thread, 0, bytes), &m);
-    if (tasks.warm) {
-      warmRows(s, place, f32(qkv), stride);
-      warmRows(s, place, f32(y), s.channels);
-    }
-    for (int64_t head = place.firstHead; head < place.lastHead; head++) {
-      loadTime(s, time ? f32(time) : nullptr, place.sample, 0, head, m.timeQ);
-      loadTime(s, time ? f32(time) : nullptr, place.sample, 2, head, m.timeV);
-      for (int64_t w = place.firstWindow; w < place.lastWindow; w++) {
-        const int64_t corner = windowOrigin(s, w), origin = place.sample * gridTokens + corner;
-        const float *q = f32(qkv) + origin * stride + head * s.dim;
-        float *to = f32(y) + origin * s.channels + head * s.dim;
-        gatherRows(s, q + s.channels, stride, offsets, s.tokens, m.keys);
-        gatherRows(s, q + 2 * s.channels, stride, offsets, s.tokens, m.values);
-        for (int64_t i0 = place.firstQuery; i0 < place.lastQuery; i0 += kTileQueries) {
-          const int64_t ni = imin(kTileQueries, place.lastQuery - i0);
-          const int vectors = tileVectors(ni);
-          packTile(s, q, stride, offsets + i0, ni, m.timeQ, (float)scale, vectors, m.queries, nullptr);
-          attendTileOf(vectors, s, m, bias.head(s, head), i0, ni);
-          unpackTile(s, m.sum, vectors, m.inverse, m.timeV, ni, to, s.channels, offsets + i0, nullptr);
-          if (!lse) continue;
-          float *row = f32(lse) + (place.sample * heads + head) * gridTokens + corner;
-          for (int64_t i = 0; i < ni; i++) row[offsets[i0 + i]] = m.lse[i];
-        }
-      }
-    }
-  });
-  return DIFFIT_OK;
+  if (tokens == 0) return DIFFIT_OK;
+  return qkv->dtype == DIFFIT_BF16 ? attendIn<Bf16>(ctx, qkv, time, table, y, lse, heads, windowH, windowW, scale)
+                                   : attendIn<float>(ctx, qkv, time, table, y, lse, heads, windowH, windowW, scale);
 }
 
 #endif

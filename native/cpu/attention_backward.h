@@ -6,10 +6,11 @@
  *     dq = scale dS k,  dk = dS^T scale (q + q_t),  dv = P^T dy
  *     dq_t = sum of dq over the sample's tokens,  dk_t = 0,  dv_t = sum of dy,  dB = dS summed along table rows
  *
- * One task takes all of a window and head (several small windows of a sample), a tile of queries against a block of
- * keys at a time, as forward does; nothing of size tokens x tokens leaves the cache. Each task keeps its part of the
- * table's and the time token's gradient; parts are added in the order of the tasks, so the bits do not depend on
- * threads. Of a small window dS is summed over the task's windows and folded into table rows once.
+ * One unit of work is all of a window and head, a tile of queries against a block of keys at a time, as forward does;
+ * nothing of size tokens x tokens leaves the cache. Each task keeps its part of the table's and the time token's gradient;
+ * parts are added in the order of the tasks, so the bits do not depend on threads.
+ *
+ * What binds: 10 N d operations a query against 32 d bytes (f32), as in forward.
  */
 #ifndef DIFFIT_CPU_ATTENTION_BACKWARD_H
 #define DIFFIT_CPU_ATTENTION_BACKWARD_H
@@ -20,11 +21,14 @@ struct GradientScratch {
   float *dkeys, *dvalues; /* [tokens, padded] */
   float *queryRows, *dyRows; /* [tile, padded] */
   float *dyColumns; /* [padded, tile] */
-  float *dlogits; /* [kKeyBlock, tile] */
-  float *windowSum; /* dS of a small window: per tile [tokens, tile] */
+  float *dlogits; /* dS [kKeyBlock, tile], of a small window [tokens, tokens], then a vector of slack */
   float *delta, *scales; /* [tile] */
-  float *zeros; /* [padded] */
+  TableSums sums;
 };
+/* Of a small window dS is kept as a whole, for the table's gradient. */
+DIFFIT_INLINE int64_t dlogitsLength(const AttentionSizes &s, int64_t tile) {
+  return s.tokens <= kSmallWindow ? roundUp(s.tokens, kLanes) : tile;
+}
 static int64_t carveGradient(const AttentionSizes &s, float *base, GradientScratch *g) {
   const int64_t start = carveAttention(s, base, &g->m) / (int64_t)sizeof(float);
   Carver carver = {base, start};
@@ -33,26 +37,29 @@ static int64_t carveGradient(const AttentionSizes &s, float *base, GradientScrat
   g->queryRows = carver.take(kTileQueries * s.padded);
   g->dyRows = carver.take(kTileQueries * s.padded);
   g->dyColumns = carver.take(s.padded * kTileQueries);
-  g->dlogits = carver.take(kKeyBlock * kTileQueries);
-  g->windowSum = carver.take(s.tokens <= kSmallWindow ? s.tokens * roundUp(s.tokens, kTileQueries) : 0);
+  g->dlogits = carver.take(kKeyBlock * dlogitsLength(s, kTileQueries) + kLanes);
   g->delta = carver.take(kTileQueries);
   g->scales = carver.take(kTileQueries);
-  g->zeros = carver.take(s.padded);
+  const int64_t differences = tableSumsFloats(s);
+  g->sums.before = roundUp(s.windowW, kLanes);
+  g->sums.shiftedLength = shiftedLength(s);
+  g->sums.differences = differences ? carver.take(differences) : nullptr;
+  g->sums.shifted = carver.take(s.windowW * g->sums.shiftedLength);
   return carver.used * (int64_t)sizeof(float);
 }
 
-/* g.delta of a tile whose dy is in g.dyRows; y rows lie `stride` apart. */
-static void tileDelta(const AttentionSizes &s, const GradientScratch &g, const float *y, int64_t stride,
-                      const int64_t *offsets, int64_t ni) {
+/* g.delta of a tile whose dy is in g.dyRows. */
+template <class T>
+static void tileDelta(const AttentionSizes &s, const GradientScratch &g, TokenRows<const T> y, int64_t ni) {
   for (int64_t first = 0; first < ni; first += kLanes) {
     vf b[kLanes];
     for (int64_t r = 0; r < kLanes; r++) {
       const int64_t t = first + r;
       b[r] = set1(0.0f);
       if (t >= ni) continue;
+      const T *row = y[t];
       for (int64_t c = 0; c < s.dim; c += kLanes)
-        b[r] +=
-            load(g.dyRows + t * s.padded + c) * (loadColumns(y + offsets[t] * stride, c, s.dim) - load(g.m.timeV + c));
+        b[r] += load(g.dyRows + t * s.padded + c) * (loadColumns(row, c, s.dim) - load(g.m.timeV + c));
     }
     transposeSquare(b);
     for (int64_t r = 1; r < kLanes; r++) b[0] += b[r];
@@ -60,153 +67,151 @@ static void tileDelta(const AttentionSizes &s, const GradientScratch &g, const f
   }
 }
 
-/* Adds dS[key, query] (row length ld) of a tile and key block to a head's table column. */
-static void foldTable(const AttentionSizes &s, const float *dlogits, int64_t ld, int64_t i0, int64_t ni, int64_t j0,
-                      int64_t nj, float *column) {
-  forEachTableRun(s, i0, ni, j0, nj, [&](int64_t j, int64_t i, int64_t length, int64_t row) {
-    const float *from = dlogits + (j - j0) * ld + i - i0;
-    for (int64_t x = 0; x < length; x += kLanes)
-      storeColumns(column + row, x, length, loadColumns(column + row, x, length) + loadColumns(from, x, length));
-  });
-}
-
-/* One tile of queries against all keys: g.m.sum = dq^T / scale, and what it adds to dkeys, dvalues and the bias. */
+/* One tile of queries against all keys: g.m.sum = dq / scale (rows or columns as in forward), and what it adds to dkeys,
+   dvalues and the table. */
 template <int VECTORS>
 static void gradientTile(const AttentionSizes &s, const GradientScratch &g, HeadBias bias, float *dcolumn, int64_t i0,
-                         int64_t ni) {
+                         int64_t ni, Ahead *ahead) {
   constexpr int64_t ld = VECTORS * kLanes;
   const AttentionScratch &m = g.m;
+  const int64_t ldd = dlogitsLength(s, ld);
+  float *dlogits = g.dlogits + (s.tokens <= kSmallWindow ? i0 : 0);
   for (int64_t j0 = 0; j0 < s.tokens; j0 += kKeyBlock) {
     const int64_t nj = imin(kKeyBlock, s.tokens - j0);
-    tileLogits<VECTORS>(s, m, bias, i0, ni, j0, nj);
-    productRows<VECTORS, false>(nj, s.dim, m.values + j0 * s.padded, s.padded, g.dyColumns, ld, nullptr, nullptr,
-                                g.dlogits, ld);
+    const float *keys = m.keys + j0 * s.padded, *values = m.values + j0 * s.padded;
+    tileLogits<VECTORS>(s, m.keys, m.queries, bias, i0, ni, j0, nj, m.logits, ahead);
+    productRows<VECTORS, false>(nj, s.dim, values, s.padded, g.dyColumns, ld, InitRows{nullptr, 0, nullptr}, dlogits,
+                                ldd, ahead);
     for (int64_t j = 0; j < nj; j++)
+#pragma GCC unroll 4
       for (int v = 0; v < VECTORS; v++) {
-        const int64_t at = j * ld + v * kLanes;
-        const vf p = vexp(load(m.logits + at) - load(m.lse + v * kLanes));
-        store(m.logits + at, p);
-        store(g.dlogits + at, p * (load(g.dlogits + at) - load(g.delta + v * kLanes)));
+        float *logit = m.logits + j * ld + v * kLanes, *dlogit = dlogits + j * ldd + v * kLanes;
+        const vf p = vexpSoftmax(load(logit) - load(m.lse + v * kLanes));
+        store(logit, p);
+        store(dlogit, p * (load(dlogit) - load(g.delta + v * kLanes)));
       }
-    productRows<VECTORS, true>(s.dim, nj, m.keys + j0 * s.padded, s.padded, g.dlogits, ld, j0 ? m.sum : nullptr,
-                               nullptr, m.sum, ld);
-    productAdd(nj, s.padded, ni, m.logits, ld, g.dyRows, s.padded, g.dvalues + j0 * s.padded, s.padded);
-    productAdd(nj, s.padded, ni, g.dlogits, ld, g.queryRows, s.padded, g.dkeys + j0 * s.padded, s.padded);
-    if (!dcolumn) continue;
-    if (s.tokens > kSmallWindow) {
-      foldTable(s, g.dlogits, ld, i0, ni, j0, nj, dcolumn);
-    } else {
-      float *sum = g.windowSum + i0 * s.tokens;
-      for (int64_t at = 0; at < nj * ld; at += kLanes) store(sum + at, load(sum + at) + load(g.dlogits + at));
-    }
+    if (sumsAreRows(s))
+      product<true>(ni, s.padded, nj, dlogits, ldd, keys, s.padded, false, m.sum, s.padded, ahead);
+    else
+      productRows<VECTORS, true>(s.dim, nj, keys, s.padded, dlogits, ldd, InitRows{j0 ? m.sum : nullptr, ld, nullptr},
+                                 m.sum, ld, ahead);
+    product<false>(nj, s.padded, ni, m.logits, ld, g.dyRows, s.padded, i0 > 0, g.dvalues + j0 * s.padded, s.padded,
+                   ahead);
+    product<false>(nj, s.padded, ni, dlogits, ldd, g.queryRows, s.padded, i0 > 0, g.dkeys + j0 * s.padded, s.padded,
+                   ahead);
+    if (!dcolumn || s.tokens <= kSmallWindow) continue;
+    if (g.sums.differences)
+      addDifferences(s, g.sums, dlogits, ldd, i0, ni, j0, nj);
+    else
+      foldRuns(s, dlogits, ldd, i0, ni, j0, nj, dcolumn);
   }
 }
 
 static void gradientTileOf(int vectors, const AttentionSizes &s, const GradientScratch &g, HeadBias bias,
-                           float *dcolumn, int64_t i0, int64_t ni) {
-  if (vectors == 1) gradientTile<1>(s, g, bias, dcolumn, i0, ni);
-  if (vectors == 2) gradientTile<2>(s, g, bias, dcolumn, i0, ni);
-  if (kTileVectors == 4 && vectors == 3) gradientTile<kTileVectors == 4 ? 3 : 1>(s, g, bias, dcolumn, i0, ni);
-  if (kTileVectors == 4 && vectors == 4) gradientTile<kTileVectors>(s, g, bias, dcolumn, i0, ni);
+                           float *dcolumn, int64_t i0, int64_t ni, Ahead *ahead) {
+  if (vectors == 1) gradientTile<1>(s, g, bias, dcolumn, i0, ni, ahead);
+  if (vectors == 2) gradientTile<2>(s, g, bias, dcolumn, i0, ni, ahead);
+  if (kTileVectors == 4 && vectors == 3) gradientTile<kTileVectors == 4 ? 3 : 1>(s, g, bias, dcolumn, i0, ni, ahead);
+  if (kTileVectors == 4 && vectors == 4) gradientTile<kTileVectors>(s, g, bias, dcolumn, i0, ni, ahead);
 }
 
-/* Everything of one call that a task reads or writes. */
+/* Everything of one call that a task reads or writes; T is the type of qkv, y and their gradients. */
+template <class T>
 struct GradientCall {
   AttentionSizes s;
   AttentionTasks tasks;
   BiasTable bias;
-  const float *qkv, *time, *y, *lse, *dy;
-  float *dqkv;
+  const T *qkv, *y, *dy;
+  const float *time, *lse;
+  T *dqkv;
   float *timeParts; /* [part, 2, padded]: sums of dq and of dy over a part's tokens */
   float *tableParts; /* [part, tableRows], or NULL: not wanted */
   const int64_t *offsets;
   float scale;
+  int threads;
   int64_t parts() const { return s.batch * tasks.chunks * s.heads; } /* a part: one group of windows and one head */
 };
 
-/* The gradient of one window and head; dqSum and dySum [padded] and dcolumn [tableRows] are added to. */
-static void gradientWindow(const GradientCall &call, const GradientScratch &g, int64_t sample, int64_t head,
-                           int64_t window, float *dqSum, float *dySum, float *dcolumn) {
+template <class T>
+static void gradientUnit(const GradientCall<T> &call, const GradientScratch &g, const AttentionUnit &unit,
+                         const AttentionUnit *next) {
   const AttentionSizes &s = call.s;
-  const int64_t stride = 3 * s.channels, gridTokens = s.height * s.width, corner = windowOrigin(s, window);
-  const int64_t first = sample * gridTokens + corner, channel = head * s.dim;
-  const float *q = call.qkv + first * stride + channel;
-  float *dq = call.dqkv + first * stride + channel;
-  const float *y = call.y + first * s.channels + channel, *dy = call.dy + first * s.channels + channel;
-  const float *lse = call.lse + (sample * s.heads + head) * gridTokens + corner;
+  const int64_t stride = 3 * s.channels, token = unit.token(s), channel = unit.head * s.dim;
+  const T *q = call.qkv + token * stride + channel;
+  T *dq = call.dqkv + token * stride + channel;
+  const T *y = call.y + token * s.channels + channel, *dy = call.dy + token * s.channels + channel;
+  const float *lse = call.lse + (unit.sample * s.heads + unit.head) * s.height * s.width + windowOrigin(s, unit.window);
 
-  gatherRows(s, q + s.channels, stride, call.offsets, s.tokens, g.m.keys);
-  gatherRows(s, q + 2 * s.channels, stride, call.offsets, s.tokens, g.m.values);
-  zeroFloats(g.dkeys, s.tokens * s.padded);
-  zeroFloats(g.dvalues, s.tokens * s.padded);
+  Ahead ahead;
+  if (next) {
+    const int64_t at = next->token(s), first = next->head * s.dim;
+    for (int64_t i = 0; i < 3; i++) {
+      ahead.add(call.qkv + at * stride + first + i * s.channels, stride, 0, s.tokens);
+      ahead.add(call.dqkv + at * stride + first + i * s.channels, stride, 0, s.tokens);
+    }
+    ahead.add(call.y + at * s.channels + first, s.channels, 0, s.tokens);
+    ahead.add(call.dy + at * s.channels + first, s.channels, 0, s.tokens);
+    ahead.start(s.dim * (int64_t)sizeof(T), call.offsets, s.tokens, productSteps(s, s.tokens, 5));
+  }
+
+  const int64_t part = (unit.sample * call.tasks.chunks + unit.window / call.tasks.windows) * s.heads + unit.head;
+  float *dqSum = call.timeParts + part * 2 * s.padded, *dySum = dqSum + s.padded;
+  float *dcolumn = call.tableParts ? call.tableParts + part * s.tableRows : nullptr;
+  if (unit.window % call.tasks.windows == 0) {
+    zeroFloats(dqSum, 2 * s.padded);
+    if (dcolumn) zeroFloats(dcolumn, s.tableRows);
+  }
+  if (dcolumn && g.sums.differences) zeroFloats(g.sums.differences, tableSumsFloats(s));
+  for (int64_t i = 0; i < kTileQueries; i += kLanes) store(g.scales + i, set1(call.scale));
+  loadTime(s, call.time, unit.sample, 0, unit.head, g.m.timeQ);
+  loadTime(s, call.time, unit.sample, 2, unit.head, g.m.timeV);
+  gatherRows<T>(s, {q + s.channels, stride, call.offsets}, s.tokens, g.m.keys);
+  gatherRows<T>(s, {q + 2 * s.channels, stride, call.offsets}, s.tokens, g.m.values);
   for (int64_t i0 = 0; i0 < s.tokens; i0 += kTileQueries) {
     const int64_t ni = imin(kTileQueries, s.tokens - i0);
     const int64_t *offsets = call.offsets + i0;
     const int vectors = tileVectors(ni);
-    packTile(s, q, stride, offsets, ni, g.m.timeQ, call.scale, vectors, g.m.queries, g.queryRows);
-    packTile(s, dy, s.channels, offsets, ni, g.zeros, 1.0f, vectors, g.dyColumns, g.dyRows);
-    tileDelta(s, g, y, s.channels, offsets, ni);
+    packTile<T>(s, {q, stride, offsets}, ni, g.m.timeQ, call.scale, vectors, g.m.queries, g.queryRows);
+    packTile<T>(s, {dy, s.channels, offsets}, ni, nullptr, 1.0f, vectors, g.dyColumns, g.dyRows);
+    tileDelta<T>(s, g, {y, s.channels, offsets}, ni);
     for (int64_t i = 0; i < vectors * kLanes; i++) g.m.lse[i] = i < ni ? lse[offsets[i]] : 0.0f;
-    gradientTileOf(vectors, s, g, call.bias.head(s, head), dcolumn, i0, ni);
-    unpackTile(s, g.m.sum, vectors, g.scales, g.zeros, ni, dq, stride, offsets, dqSum);
-    for (int64_t i = 0; i < ni; i++)
-      for (int64_t c = 0; c < s.padded; c += kLanes)
-        store(dySum + c, load(dySum + c) + load(g.dyRows + i * s.padded + c));
+    gradientTileOf(vectors, s, g, call.bias.head(s, unit.head), dcolumn, i0, ni, &ahead);
+    const TokenRows<T> to = {dq, stride, offsets};
+    if (sumsAreRows(s)) {
+      scatterRows<T>(s, g.m.sum, g.scales, nullptr, ni, to);
+      addRows(s, g.m.sum, ni, call.scale, dqSum);
+    } else {
+      unpackTile<T>(s, g.m.sum, vectors, g.scales, nullptr, ni, to, dqSum);
+    }
+    addRows(s, g.dyRows, ni, 1.0f, dySum);
   }
-  scatterRows(s, g.dkeys, s.tokens, dq + s.channels, stride, call.offsets);
-  scatterRows(s, g.dvalues, s.tokens, dq + 2 * s.channels, stride, call.offsets);
-}
-
-/* One group of windows and one head. */
-static void gradientPart(const GradientCall &call, const GradientScratch &g, const AttentionPlace &place,
-                         int64_t head) {
-  const AttentionSizes &s = call.s;
-  const bool small = s.tokens <= kSmallWindow;
-  const int64_t part = (place.sample * call.tasks.chunks + place.chunk) * s.heads + head;
-  float *dqSum = call.timeParts + part * 2 * s.padded, *dySum = dqSum + s.padded;
-  float *dcolumn = call.tableParts ? call.tableParts + part * s.tableRows : nullptr;
-  zeroFloats(dqSum, 2 * s.padded);
-  if (dcolumn) zeroFloats(dcolumn, s.tableRows);
-  if (dcolumn && small) zeroFloats(g.windowSum, s.tokens * roundUp(s.tokens, kLanes));
-  loadTime(s, call.time, place.sample, 0, head, g.m.timeQ);
-  loadTime(s, call.time, place.sample, 2, head, g.m.timeV);
-  for (int64_t w = place.firstWindow; w < place.lastWindow; w++)
-    gradientWindow(call, g, place.sample, head, w, dqSum, dySum, dcolumn);
-  if (!dcolumn || !small) return;
-  for (int64_t i0 = 0; i0 < s.tokens; i0 += kTileQueries) {
-    const int64_t ni = imin(kTileQueries, s.tokens - i0);
-    foldTable(s, g.windowSum + i0 * s.tokens, roundUp(ni, kLanes), i0, ni, 0, s.tokens, dcolumn);
-  }
-}
-
-static void gradientTask(const GradientCall &call, const GradientScratch &g, int64_t index) {
-  const AttentionSizes &s = call.s;
-  const AttentionPlace place = attentionPlace(s, call.tasks, index);
-  if (call.tasks.warm) {
-    warmRows(s, place, call.qkv, 3 * s.channels);
-    warmRows(s, place, call.y, s.channels);
-    warmRows(s, place, call.dy, s.channels);
-    warmRows(s, place, call.dqkv, 3 * s.channels);
-  }
-  zeroFloats(g.zeros, s.padded);
-  for (int64_t i = 0; i < kTileQueries; i += kLanes) store(g.scales + i, set1(call.scale));
-  for (int64_t head = place.firstHead; head < place.lastHead; head++) gradientPart(call, g, place, head);
+  scatterRows<T>(s, g.dkeys, nullptr, nullptr, s.tokens, {dq + s.channels, stride, call.offsets});
+  scatterRows<T>(s, g.dvalues, nullptr, nullptr, s.tokens, {dq + 2 * s.channels, stride, call.offsets});
+  if (!dcolumn) return;
+  if (s.tokens <= kSmallWindow) foldWindow(s, g.sums, g.dlogits, dlogitsLength(s, 0), dcolumn);
+  if (g.sums.differences) foldWide(s, g.sums, dcolumn);
 }
 
 /* dtime [batch, 3, channels] and dtable [tableRows, heads] from their parts, in order. */
-static void foldTimeParts(const GradientCall &call, float *dtime) {
+template <class T>
+static void foldTimeParts(diffit_context *ctx, const GradientCall<T> &call, float *dtime) {
   const AttentionSizes &s = call.s;
   zeroFloats(dtime, s.batch * 3 * s.channels);
-  for (int64_t part = 0; part < call.parts(); part++) {
-    const int64_t sample = part / (call.tasks.chunks * s.heads), head = part % s.heads;
-    for (int64_t i = 0; i < 2; i++) {
-      const float *from = call.timeParts + (part * 2 + i) * s.padded;
-      float *to = dtime + (sample * 3 + 2 * i) * s.channels + head * s.dim;
-      for (int64_t c = 0; c < s.dim; c++) to[c] += from[c];
-    }
-  }
+  parallelChunks(ctx, s.batch * s.heads, imax(1, 4096 / (call.tasks.chunks * s.padded)),
+                 [&](int64_t begin, int64_t end, int) {
+                   for (int64_t at = begin; at < end; at++)
+                     for (int64_t chunk = 0; chunk < call.tasks.chunks; chunk++)
+                       for (int64_t i = 0; i < 2; i++) {
+                         const int64_t sample = at / s.heads, head = at % s.heads;
+                         const int64_t part = (sample * call.tasks.chunks + chunk) * s.heads + head;
+                         const float *from = call.timeParts + (part * 2 + i) * s.padded;
+                         float *to = dtime + (sample * 3 + 2 * i) * s.channels + head * s.dim;
+                         for (int64_t c = 0; c < s.dim; c++) to[c] += from[c];
+                       }
+                 });
 }
-static void foldTableParts(diffit_context *ctx, const GradientCall &call, float *dtable) {
+template <class T>
+static void foldTableParts(diffit_context *ctx, const GradientCall<T> &call, float *dtable) {
   const AttentionSizes &s = call.s;
   parallelChunks(ctx, s.tableRows, 64, [&](int64_t begin, int64_t end, int) {
     float sum[64];
@@ -219,47 +224,23 @@ static void foldTableParts(diffit_context *ctx, const GradientCall &call, float 
   });
 }
 
-static diffit_status attendBackward(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
-                                    const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
-                                    const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
-                                    diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
-                                    double scale) {
-  const diffit_status status = checkAttention(ctx, "attention_backward", qkv, time, table, heads, windowH, windowW);
-  if (status != DIFFIT_OK) return status;
-  GradientCall call;
+template <class T>
+static diffit_status attendBackwardIn(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
+                                      const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
+                                      const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
+                                      diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
+                                      double scale) {
+  GradientCall<T> call;
   const AttentionSizes &s = call.s = attentionSizes(qkv, heads, windowH, windowW);
-  const int64_t allTokens = s.batch * s.height * s.width;
-  REQUIRE_F32(y);
-  REQUIRE_F32(lse);
-  REQUIRE_F32(dy);
-  REQUIRE_F32(dqkv);
-  REQUIRE(numel(y) == allTokens * s.channels);
-  REQUIRE(numel(lse) == allTokens * s.heads);
-  REQUIRE(numel(dy) == numel(y));
-  REQUIRE(numel(dqkv) == numel(qkv));
-  if (dtime) {
-    REQUIRE_F32(dtime);
-    REQUIRE(numel(dtime) == s.batch * 3 * s.channels);
-  }
-  if (dtable) {
-    REQUIRE_F32(dtable);
-    REQUIRE(numel(dtable) == s.tableRows * s.heads);
-  }
-
-  if (allTokens == 0) {
-    if (dtime) zeroFloats(f32(dtime), numel(dtime));
-    if (dtable) zeroFloats(f32(dtable), numel(dtable));
-    return DIFFIT_OK;
-  }
-
   call.tasks = attentionTasks(s, 8 * s.channels * (int64_t)sizeof(float), false);
-  call.qkv = f32(qkv);
+  call.qkv = (const T *)qkv->data;
   call.time = time ? f32(time) : nullptr;
-  call.y = f32(y);
+  call.y = (const T *)y->data;
   call.lse = f32(lse);
-  call.dy = f32(dy);
-  call.dqkv = f32(dqkv);
+  call.dy = (const T *)dy->data;
+  call.dqkv = (T *)dqkv->data;
   call.scale = (float)scale;
+  call.threads = diffit_cpu_threads(ctx);
   int64_t *offsets = (int64_t *)diffit_cpu_shared(ctx, 0, (size_t)s.tokens * sizeof(int64_t));
   call.tableParts = nullptr;
   call.timeParts = (float *)diffit_cpu_shared(ctx, 2, (size_t)(call.parts() * 2 * s.padded) * sizeof(float) + 1);
@@ -277,11 +258,45 @@ static diffit_status attendBackward(diffit_context *ctx, const diffit_tensor *qk
   parallelChunks(ctx, call.tasks.total, 1, [&](int64_t index, int64_t, int thread) {
     GradientScratch g;
     carveGradient(s, (float *)diffit_cpu_scratch(ctx, thread, 0, bytes), &g);
-    gradientTask(call, g, index);
+    forEachUnit(s, call.tasks, index, call.threads,
+                [&](const AttentionUnit &unit, const AttentionUnit *next) { gradientUnit(call, g, unit, next); });
   });
-  if (dtime) foldTimeParts(call, f32(dtime));
+  if (dtime) foldTimeParts(ctx, call, f32(dtime));
   if (dtable) foldTableParts(ctx, call, f32(dtable));
   return DIFFIT_OK;
+}
+
+static diffit_status attendBackward(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
+                                    const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
+                                    const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
+                                    diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
+                                    double scale) {
+  const diffit_status status = checkAttention(ctx, "attention_backward", qkv, time, table, heads, windowH, windowW);
+  if (status != DIFFIT_OK) return status;
+  const int64_t tokens = qkv->shape[0] * qkv->shape[1] * qkv->shape[2], channels = qkv->shape[3] / 3;
+  REQUIRE(y->dtype == qkv->dtype && dy->dtype == qkv->dtype && dqkv->dtype == qkv->dtype);
+  REQUIRE_F32(lse);
+  REQUIRE(numel(y) == tokens * channels);
+  REQUIRE(numel(lse) == tokens * heads);
+  REQUIRE(numel(dy) == numel(y));
+  REQUIRE(numel(dqkv) == numel(qkv));
+  if (dtime) {
+    REQUIRE_F32(dtime);
+    REQUIRE(numel(dtime) == qkv->shape[0] * 3 * channels);
+  }
+  if (dtable) {
+    REQUIRE_F32(dtable);
+    REQUIRE(numel(dtable) == (2 * windowH - 1) * (2 * windowW - 1) * heads);
+  }
+  if (tokens == 0) {
+    if (dtime) zeroFloats(f32(dtime), numel(dtime));
+    if (dtable) zeroFloats(f32(dtable), numel(dtable));
+    return DIFFIT_OK;
+  }
+  return qkv->dtype == DIFFIT_BF16 ? attendBackwardIn<Bf16>(ctx, qkv, time, table, y, lse, dy, dqkv, dtime, dtable,
+                                                            heads, windowH, windowW, scale)
+                                   : attendBackwardIn<float>(ctx, qkv, time, table, y, lse, dy, dqkv, dtime, dtable,
+                                                             heads, windowH, windowW, scale);
 }
 
 #endif

@@ -12,7 +12,7 @@ struct SampleView {
     if (!t) return nullptr;
     tensor = *t;
     tensor.shape[0] = 1;
-    tensor.data = f32(t) + b * numel(&tensor);
+    tensor.data = (char *)t->data + b * numel(&tensor) * (t->dtype == DIFFIT_F32 ? 4 : 2);
     return &tensor;
   }
 };
@@ -20,7 +20,7 @@ struct SampleView {
 /* Is there one table per sample, with every tensor given split by sample? */
 DIFFIT_INLINE bool hasTables(const diffit_tensor *table) { return table && table->ndim == 3; }
 DIFFIT_INLINE bool splits(const diffit_tensor *t, int64_t batch) {
-  return !t || (t->ndim >= 1 && t->shape[0] == batch && t->dtype == DIFFIT_F32);
+  return !t || (t->ndim >= 1 && t->shape[0] == batch && (t->dtype == DIFFIT_F32 || t->dtype == DIFFIT_BF16));
 }
 
 static diffit_status attention_op(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
