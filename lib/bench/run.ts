@@ -56,7 +56,7 @@ export async function runGroup(options: BenchOptions): Promise<Report> {
     const effort = efforts[quick || device === 'cuda-emulated' ? 'quick' : device.startsWith('cpu') ? 'cpu' : 'gpu'];
     const started = performance.now();
     const context = { effort, device, dtype };
-    const ceilings = await measureCeilings(specsOf('copy', scaleOf(device, quick), dtype), context);
+    const ceilings = await measureCeilings(context, quick);
     const specs = listSpecs(options);
     const results: Result[] = [];
     const head = {
@@ -114,7 +114,7 @@ function scaleOf(device: DeviceName, quick = false): Scale {
   return device.startsWith('cpu') ? 'cpu' : 'full';
 }
 
-interface Context {
+export interface Context {
   effort: Effort;
   device: DeviceName;
   dtype: Precision;
@@ -152,7 +152,9 @@ function sentence(error: unknown): string {
   return error instanceof OutOfMemoryError ? `Out of memory: ${message}` : message;
 }
 
-async function measureCeilings(specs: Spec[], context: Context): Promise<Ceilings> {
+/** What the device can do at most. */
+export async function measureCeilings(context: Context, quick = false): Promise<Ceilings> {
+  const specs = specsOf('copy', scaleOf(context.device, quick), context.dtype);
   const rate = async (kind: string, amount: (spec: Spec) => number | undefined): Promise<number> => {
     const spec = specs.find(({ sizes }) => sizes.kind === kind) as Spec;
     const outcome = await time(spec, context);
