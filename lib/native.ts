@@ -273,6 +273,11 @@ export interface NativeAddon {
   mark(device: DeviceId, slot: number): void;
   /** Resolves with the device's milliseconds between two marks once both have passed; rejects with an earlier failure. */
   elapsed(device: DeviceId, from: number, to: number): Promise<number>;
+  /**
+   * Operations per second of multiply-adds in registers on a CPU's threads, or with `oneThread` = 1 on one of them; `bf16` = 1: of the
+   * bf16 dot product, 0 where there is none. Takes some tenths of a second, on the queue's thread; for the benchmarks.
+   */
+  peakFlops(device: DeviceId, bf16: number, oneThread: number): Promise<number>;
   /** What is enqueued up to endSpan() is replayed as one when it is the same as before under this key; see native/binding/replay.h. */
   beginSpan(device: DeviceId, key: number): void;
   endSpan(device: DeviceId): void;

@@ -44,7 +44,7 @@ export interface Timing {
 export interface Ceilings {
   /** Bytes read plus written per second by a large copy. */
   copy: number;
-  /** Operations per second of a large matrix product. */
+  /** Operations per second: of multiply-adds in registers on a CPU, of a large matrix product elsewhere. */
   arithmetic: number;
 }
 

@@ -5,9 +5,18 @@ import { cpus } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import '../autograd.js';
-import { type DeviceName, defaultDevice, devices, setDefaultDevice, synchronize, trimMemory } from '../device.js';
+import {
+  type DeviceName,
+  defaultDevice,
+  deviceId,
+  devices,
+  setDefaultDevice,
+  synchronize,
+  trimMemory,
+} from '../device.js';
 import { OptionError, OutOfMemoryError } from '../errors.js';
 import { saveSafetensors } from '../io/index.js';
+import { native } from '../native.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { deviceTimer, type Effort, efforts, measure } from './measure.js';
@@ -47,7 +56,7 @@ export async function runGroup(options: BenchOptions): Promise<Report> {
     const effort = efforts[quick || device === 'cuda-emulated' ? 'quick' : device.startsWith('cpu') ? 'cpu' : 'gpu'];
     const started = performance.now();
     const context = { effort, device, dtype };
-    const ceilings = await measureCeilings(specsOf('copy', scaleOf(device, quick), dtype), context);
+    const ceilings = await measureCeilings(context, quick);
     const specs = listSpecs(options);
     const results: Result[] = [];
     const head = {
@@ -105,7 +114,7 @@ function scaleOf(device: DeviceName, quick = false): Scale {
   return device.startsWith('cpu') ? 'cpu' : 'full';
 }
 
-interface Context {
+export interface Context {
   effort: Effort;
   device: DeviceName;
   dtype: Precision;
@@ -143,13 +152,24 @@ function sentence(error: unknown): string {
   return error instanceof OutOfMemoryError ? `Out of memory: ${message}` : message;
 }
 
-async function measureCeilings(specs: Spec[], context: Context): Promise<Ceilings> {
+/** What the device can do at most. */
+export async function measureCeilings(context: Context, quick = false): Promise<Ceilings> {
+  const specs = specsOf('copy', scaleOf(context.device, quick), context.dtype);
   const rate = async (kind: string, amount: (spec: Spec) => number | undefined): Promise<number> => {
     const spec = specs.find(({ sizes }) => sizes.kind === kind) as Spec;
     const outcome = await time(spec, context);
     return 'ms' in outcome ? (1000 * (amount(spec) as number)) / outcome.ms.median : Number.NaN;
   };
-  return { copy: await rate('copy', ({ bytes }) => bytes), arithmetic: await rate('product', ({ flops }) => flops) };
+  const copy = await rate('copy', ({ bytes }) => bytes);
+  if (context.device.startsWith('cpu')) return { copy, arithmetic: await peakFlops(context.device, context.dtype) };
+  return { copy, arithmetic: await rate('product', ({ flops }) => flops) };
+}
+
+/** Operations per second of a processor's multiply-adds in registers, and in a 16-bit precision of its dot products where those are faster. */
+export async function peakFlops(device: DeviceName, dtype: Precision, threads: 'all' | 'one' = 'all'): Promise<number> {
+  const [id, alone] = [deviceId(device), threads === 'one' ? 1 : 0];
+  const fma = await native.peakFlops(id, 0, alone);
+  return dtype === 'bf16' ? Math.max(fma, await native.peakFlops(id, 1, alone)) : fma;
 }
 
 const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');

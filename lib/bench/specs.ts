@@ -4,7 +4,7 @@
  * "check" has the full sizes of single operations with two images, to be computed once and compared.
  * The most telling come first: a run with a time limit stops somewhere.
  */
-import { type LatentTransformerConfig, preset } from '../models/index.js';
+import { type ImageDiffiTConfig, type LatentTransformerConfig, preset } from '../models/index.js';
 import type { Group, Precision, Spec } from './report.js';
 
 export type Scale = 'full' | 'cpu' | 'quick' | 'check';
@@ -227,21 +227,71 @@ function blockSpecs(scale: Scale, dtype: Precision): Spec[] {
 /** A latent model with two blocks of 64 channels on 8 x 8 latents. */
 const tiny: LatentTransformerConfig = { inputSize: 8, hiddenSize: 64, depth: 2, numHeads: 2, numClasses: 10 };
 
-/** Options and class of a network by name. */
-function network(name: string): { kind: string; config: Record<string, unknown> } {
+/** A U-shaped one with a block of 16 channels at either size. */
+const tinyImage: ImageDiffiTConfig = {
+  imgResolution: 8,
+  inChannels: 3,
+  baseChannels: 16,
+  channelMult: [1, 2],
+  numBlocks: 1,
+  windowSize: 4,
+  timeDim: 32,
+  channelsPerHead: 16,
+};
+
+/** Options and class of a network by name: a preset, "tiny" or "tiny-image". */
+export function network(name: string): { kind: string; config: Record<string, unknown> } {
   if (name === 'tiny') return { kind: 'LatentDiffiT', config: { ...tiny } };
+  if (name === 'tiny-image') return { kind: 'ImageDiffiT', config: { ...tinyImage } };
   const { kind, model } = preset(name);
   return { kind, config: { ...model } };
 }
 
-/** Operations of a forward pass for one image; undefined for a U-shaped network. */
-function networkFlops(kind: string, config: Record<string, unknown>): number | undefined {
-  if (kind !== 'LatentDiffiT') return undefined;
+/** Operations of a forward pass for one image. */
+export function networkFlops(kind: string, config: Readonly<Record<string, unknown>>): number {
+  if (kind === 'ImageDiffiT') return unetFlops(config as unknown as UnetConfig);
   const defaults = { patchSize: 2, inChannels: 4, depth: 28 };
   const { inputSize, patchSize, inChannels, hiddenSize, depth } = { ...defaults, ...config } as Record<string, number>;
   const tokens = (inputSize / patchSize) ** 2;
   const patch = patchSize ** 2 * inChannels;
   return depth * blockFlops(tokens, tokens, hiddenSize, 1) + tokens * 2 * hiddenSize * (patch + 2 * patch);
+}
+
+interface UnetConfig {
+  imgResolution: number;
+  inChannels: number;
+  baseChannels: number;
+  channelMult: number[];
+  numBlocks: number | number[];
+  windowSize: number | number[];
+  timeDim: number;
+}
+
+/** Convolutions, products and attention of a U-shaped network; a block is a convolution, TMSA and an MLP of four times the width. */
+function unetFlops(config: UnetConfig): number {
+  const { imgResolution, inChannels, baseChannels, channelMult, numBlocks, windowSize, timeDim } = config;
+  const stages = channelMult.map((mult, i) => ({
+    width: mult * baseChannels,
+    pixels: (imgResolution >> i) ** 2,
+    count: Array.isArray(numBlocks) ? numBlocks[i] : numBlocks,
+    window: Math.min(Array.isArray(windowSize) ? windowSize[i] : windowSize, imgResolution >> i) ** 2,
+  }));
+  const conv = (pixels: number, inputs: number, outputs: number, taps = 9): number =>
+    2 * pixels * taps * inputs * outputs;
+  const blocks = ({ width, pixels, count, window }: (typeof stages)[number], inputs: number): number => {
+    const transformer = pixels * (24 * width ** 2 + 4 * window * width) + 6 * timeDim * width;
+    const first = conv(pixels, inputs, width) + (inputs === width ? 0 : conv(pixels, inputs, width, 1));
+    return first + (count - 1) * conv(pixels, width, width) + count * transformer;
+  };
+  const [top, ...below] = stages;
+  let sum = conv(top.pixels, inChannels, top.width) + conv(top.pixels, top.width, inChannels);
+  sum += 2 * timeDim * (baseChannels + timeDim) + blocks(top, top.width);
+  below.forEach((stage, i) => {
+    const above = stages[i];
+    sum += conv(stage.pixels, above.width, above.width) + blocks(stage, above.width); // down
+    sum += conv(above.pixels, stage.width, stage.width) + blocks(above, stage.width + above.width); // up
+  });
+  return sum;
 }
 
 function networkSpec(group: Group, name: string, batch: number, pass: string, passes: number): Spec {
@@ -252,7 +302,7 @@ function networkSpec(group: Group, name: string, batch: number, pass: string, pa
     group,
     sizes: { network: name, kind, batch, pass },
     config,
-    flops: flops && passes * batch * flops,
+    flops: passes * batch * flops,
     items: batch,
     unit: 'images',
   };

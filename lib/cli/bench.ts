@@ -63,7 +63,8 @@ function writeReport(path: string, report: Report): void {
 /** The report for people. */
 function table({ device, dtype, ceilings, results }: Report): string[] {
   const { copy, arithmetic } = ceilings;
-  const head = `${device.model} (${device.name}), ${dtype}; ceilings: copy ${si(copy)}B/s, matrix product ${si(arithmetic)}FLOP/s`;
+  const peak = device.name.startsWith('cpu') ? 'multiply-adds' : 'matrix product';
+  const head = `${device.model} (${device.name}), ${dtype}; ceilings: copy ${si(copy)}B/s, ${peak} ${si(arithmetic)}FLOP/s`;
   const width = Math.max(...results.map(({ id }) => id.length));
   const columns = ['ms', '10-90%', 'GB/s', 'of copy', 'GFLOP/s', 'of peak', 'of floor', 'per second'];
   const rows = results.map((result) => `${result.id.padEnd(width)}  ${cells(result, ceilings)}`);

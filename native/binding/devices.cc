@@ -1,8 +1,12 @@
 /*
  * The functions about devices: opening them, what they are, their memory, the time they take.
  */
+#include <string.h>
+
 #include "environment.h"
 #include "js.h"
+
+extern "C" double diffit_cpu_peak(diffit_context *, int dot, int alone);
 
 namespace diffit {
 namespace {
@@ -212,6 +216,41 @@ napi_value elapsed(napi_env env, napi_callback_info info) {
   return promise;
 }
 
+/* ---- the arithmetic peak of the processor, for the benchmarks --------------------------------------- */
+
+struct PeakJob final : Job {
+  Device *device;
+  bool dot, alone;
+  std::unique_ptr<Completion> completion;
+  void run(Executor &executor) override {
+    completion->number = diffit_cpu_peak(executor.context, dot, alone);
+    device->settle(std::move(completion), executor);
+  }
+};
+
+/* peakFlops(device, bf16, oneThread): Promise<number> */
+napi_value peakFlops(napi_env env, napi_callback_info info) {
+  Arguments<3> arguments(env, info);
+  int64_t dot, alone;
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "peakFlops: the device");
+  if (!device || !getInteger(env, arguments[1], "peakFlops: bf16", 0, 1, &dot) ||
+      !getInteger(env, arguments[2], "peakFlops: oneThread", 0, 1, &alone)) {
+    return nullptr;
+  }
+  if (strcmp(device->backendName(), "cpu") != 0) {
+    return fail(env, codeOf(DIFFIT_UNSUPPORTED), "peakFlops: %s does not measure its peak.", device->name().c_str());
+  }
+  PeakJob job;
+  job.device = device;
+  job.dot = dot != 0;
+  job.alone = alone != 0;
+  napi_value promise;
+  job.completion = device->promise(nullptr, &promise);
+  if (!job.completion) return nullptr;
+  device->queue().add(std::move(job));
+  return promise;
+}
+
 /* ---- spans of operations that may be replayed (replay.h) -------------------------------------- */
 
 struct BeginSpanJob final : Job {
@@ -289,6 +328,7 @@ bool addDeviceFunctions(napi_env env, Environment *environment, napi_value expor
       method("synchronize", synchronize, environment),
       method("mark", mark, environment),
       method("elapsed", elapsed, environment),
+      method("peakFlops", peakFlops, environment),
       method("beginSpan", beginSpan, environment),
       method("endSpan", endSpan, environment),
       method("forgetSpans", forgetSpans, environment),

@@ -22,12 +22,16 @@
 #endif
 
 extern "C" {
+typedef int64_t diffit_cpu_peak_loop(diffit_context *, int64_t tasks, bool dot, bool alone);
 #if defined(__x86_64__)
 extern const diffit_ops diffit_cpu_ops_avx512, diffit_cpu_ops_avx2, diffit_cpu_ops_baseline;
+extern diffit_cpu_peak_loop diffit_cpu_peak_avx512, diffit_cpu_peak_avx2, diffit_cpu_peak_baseline;
 #elif defined(__aarch64__)
 extern const diffit_ops diffit_cpu_ops_neon;
+extern diffit_cpu_peak_loop diffit_cpu_peak_neon;
 #else
 extern const diffit_ops diffit_cpu_ops_baseline;
+extern diffit_cpu_peak_loop diffit_cpu_peak_baseline;
 #endif
 }
 
@@ -37,6 +41,7 @@ namespace {
 struct Variant {
   const char *name;
   const diffit_ops *ops;
+  diffit_cpu_peak_loop *peak;
   bool (*runs)(); /* on this processor and operating system */
 };
 
@@ -56,13 +61,13 @@ bool always() { return true; }
 /* Best first. */
 const Variant kVariants[] = {
 #if defined(__x86_64__)
-    {"avx512", &diffit_cpu_ops_avx512, hasAvx512},
-    {"avx2", &diffit_cpu_ops_avx2, hasAvx2},
-    {"baseline", &diffit_cpu_ops_baseline, always},
+    {"avx512", &diffit_cpu_ops_avx512, diffit_cpu_peak_avx512, hasAvx512},
+    {"avx2", &diffit_cpu_ops_avx2, diffit_cpu_peak_avx2, hasAvx2},
+    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always},
 #elif defined(__aarch64__)
-    {"neon", &diffit_cpu_ops_neon, always},
+    {"neon", &diffit_cpu_ops_neon, diffit_cpu_peak_neon, always},
 #else
-    {"baseline", &diffit_cpu_ops_baseline, always},
+    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always},
 #endif
 };
 
@@ -289,5 +294,23 @@ int diffit_cpu_variants(const char **names, int max) {
     count++;
   }
   return count;
+}
+
+/* Operations per second of a loop of multiply-adds in registers (of the bf16 dot product with `dot`) on all threads of the context,
+   or on one: the best of many short stretches. 0 where the variant or the processor has no such instruction. */
+double diffit_cpu_peak(diffit_context *ctx, int dot, int alone) {
+  const diffit::Variant *variant = diffit::findVariant(ctx->variant);
+  const int64_t tasks = 32 * (alone ? 1 : ctx->threads);
+  double best = 0;
+  for (int stretch = 0; stretch < 40; stretch++) {
+    timespec from, to;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    const int64_t done = variant->peak(ctx, tasks, dot, alone);
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    const double seconds = (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9;
+    const double rate = (double)done / seconds;
+    best = rate > best ? rate : best;
+  }
+  return best;
 }
 }

@@ -47,6 +47,7 @@ namespace DIFFIT_VARIANT {
 #include "random.h"
 #include "sampler.h"
 #include "optim.h"
+#include "peak.h"
 
 }  // namespace DIFFIT_VARIANT
 }  // namespace diffit
@@ -57,3 +58,9 @@ extern "C" const diffit_ops DIFFIT_CONCAT(diffit_cpu_ops_, DIFFIT_VARIANT) = {
 #include "../abi/ops.def"
 #undef DIFFIT_OP
 };
+
+/* Beside the table, for the benchmarks: diffit_cpu_peak_avx512, ... (peak.h). */
+extern "C" int64_t DIFFIT_CONCAT(diffit_cpu_peak_, DIFFIT_VARIANT)(diffit_context *ctx, int64_t tasks, bool dot,
+                                                                   bool alone) {
+  return diffit::DIFFIT_VARIANT::runPeak(ctx, tasks, dot, alone);
+}

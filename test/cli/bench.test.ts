@@ -53,7 +53,7 @@ t.test('a table for people, a file for machines, a choice', async (t) => {
   const asked = ['bench', 'gemm', '--quick', '--only', 'nn', '--out', file];
   const { code, out, err } = await diffit(...asked);
   t.equal(code, 0);
-  t.match(out, /ceilings: copy .*B\/s, matrix product .*FLOP\/s\n.* of floor +per second\ngemm\/m32n48k64\/nn +\d/);
+  t.match(out, /ceilings: copy .*B\/s, multiply-adds .*FLOP\/s\n.* of floor +per second\ngemm\/m32n48k64\/nn +\d/);
   t.match(err, /^Timing gemm 1\/1 {2}gemm\/m32n48k64\/nn\n$/);
   t.match(JSON.parse(readFileSync(file, 'utf8')).results, [{ id: 'gemm/m32n48k64/nn' }]);
   const listed = JSON.parse((await diffit('bench', 'attention', '--list', '--device', 'cuda', '--json')).out);

@@ -1,0 +1,168 @@
+/**
+ * Writes the tables of docs/benchmarks.md from the JSON of bench/cpu: what stands between `<!-- table: NAME -->` and `<!-- end -->` is
+ * made from bench/results/NAME.json, and test/bench/tables.test.ts fails when the two differ.
+ *
+ *     npx tsx bench/tables.ts
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import {
+  type CpuReport,
+  type Judgement,
+  judge,
+  median,
+  type Outcome,
+  ours,
+  type Row,
+  ratioOf,
+  shareOf,
+} from './cpu/report.js';
+
+const titles: Record<string, string> = {
+  startup: 'Start-up: importing the library in a new process',
+  gemm: 'Matrix products of the models, f32',
+  attention: 'Attention with a bias, f32, 16 heads of 72',
+  forward: 'Forward passes',
+  train: 'Training steps (forward, backward, AdamW), f32',
+};
+
+const percent = (share: number | undefined): string => (share === undefined ? '' : `${(100 * share).toFixed(0)}%`);
+const number = (value: number): string => (value >= 1000 ? value.toFixed(0) : value.toPrecision(3));
+
+/** The tables of one run, in Markdown. */
+export function cpuTables(report: CpuReport): string {
+  const { machine, date, git, versions, missing, ceilings, rows } = report;
+  const { processor, threads, variant } = machine;
+  const giga = (rate: number): string => (rate / 1e9).toFixed(0);
+  const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
+  const dot = ceilings.bf16Dot > 0 ? `, its bf16 dot product ${giga(ceilings.bf16Dot)}` : '';
+  const lines = [
+    `${processor}, ${threads} threads of everything, our variant ${variant}; ${date.slice(0, 10)}${git ? `, commit ${git}` : ''}; ${named.join(', ')}.`,
+    `Measured in the run: multiply-adds ${giga(ceilings.fma)} GFLOP/s (one thread ${giga(ceilings.fmaOneThread)})${dot}; a large copy ${(ceilings.copy / 1e9).toFixed(1)} GB/s, read and written.`,
+    'Milliseconds are medians of the rounds; in brackets the peer over diffit, the median of the rounds’ own ratios (above 1: diffit is faster).',
+    ...[...new Set(Object.values(missing))].map((why) => `Not there: ${why}`),
+  ];
+  for (const group of new Set(rows.map((row) => row.group)))
+    lines.push(
+      '',
+      ...groupTable(
+        group,
+        rows.filter((row) => row.group === group),
+        ceilings,
+      ),
+    );
+  return lines.join('\n');
+}
+
+function groupTable(group: string, rows: Row[], ceilings: CpuReport['ceilings']): string[] {
+  const peers = [...new Set(rows.flatMap(({ outcomes }) => Object.keys(outcomes)))].filter((name) => name !== ours);
+  const rates = group !== 'startup';
+  const heads = ['', 'diffit, ms', ...(rates ? ['GFLOP/s', 'of the ceiling'] : []), ...peers, 'target', 'met'];
+  const cells = rows.map((row) => {
+    const own = row.outcomes[ours];
+    const ms = own.rounds.length > 0 ? median(own.rounds) : undefined;
+    const judged = judge(row, ceilings);
+    return [
+      row.id.slice(row.id.indexOf('/') + 1),
+      ms === undefined ? 'failed' : number(ms),
+      ...(rates ? shares(row, ms, ceilings) : []),
+      ...peers.map((peer) => peerCell(row.outcomes[peer], own)),
+      judged.map(described).join('; '),
+      judged.map(verdict).join('; '),
+    ];
+  });
+  const lines = [`#### ${titles[group] ?? group}`, '', `| ${heads.join(' | ')} |`, `|${'---|'.repeat(heads.length)}`];
+  lines.push(...cells.map((row) => `| ${row.join(' | ')} |`));
+  const memory = rows.filter(({ outcomes }) => Object.values(outcomes).some(({ peakRss }) => peakRss));
+  if (memory.length > 0)
+    lines.push('', 'Most resident memory of the process during the steps:', '', ...memory.map(memoryLine));
+  const failed = rows.flatMap(({ id, outcomes }) =>
+    Object.entries(outcomes).flatMap(([name, { failure }]) => (failure ? [`- ${id}, ${name}: ${failure}`] : [])),
+  );
+  if (failed.length > 0) lines.push('', 'Not measured:', '', ...failed);
+  const errors = rows.flatMap(({ dtype, outcomes }) =>
+    Object.entries(outcomes).map(([name, { error }]) => ({ dtype, name, error })),
+  );
+  const worst = (['f32', 'bf16'] as const).flatMap((dtype) => {
+    const found = errors.filter(({ dtype: of, error }) => of === dtype && error !== undefined);
+    if (found.length === 0) return [];
+    const { name, error } = found.reduce((a, b) => ((b.error as number) > (a.error as number) ? b : a));
+    return [`${dtype} ${(error as number).toExponential(1)} (${name})`];
+  });
+  if (worst.length > 0)
+    lines.push('', `Largest difference of an output, over its largest number: ${worst.join(', ')}.`);
+  return lines;
+}
+
+/** GFLOP/s, and the share of the ceiling that binds. */
+function shares(row: Row, ms: number | undefined, ceilings: CpuReport['ceilings']): string[] {
+  if (ms === undefined) return ['', ''];
+  const { gigaflops, ofPeak, ofCopy, binds } = shareOf(row, ms, ceilings);
+  return [
+    gigaflops === undefined ? '' : gigaflops.toFixed(0),
+    binds === 'memory' ? `${percent(ofCopy)} of copy` : percent(ofPeak),
+  ];
+}
+
+function peerCell(theirs: Outcome | undefined, own: Outcome): string {
+  if (!theirs) return '';
+  if (theirs.rounds.length === 0) return 'no';
+  const ratio = ratioOf(theirs, own);
+  const range = ratio ? ` (**${ratio.median.toFixed(2)}**, ${ratio.low.toFixed(2)}–${ratio.high.toFixed(2)})` : '';
+  return `${number(median(theirs.rounds))}${range}`;
+}
+
+function described({ target: { kind, bound, peers = [] } }: Judgement): string {
+  if (kind === 'milliseconds') return `< ${bound} ms`;
+  if (kind === 'peak') return `>= ${percent(bound)} of peak`;
+  return kind === 'memory' ? `memory <= ${bound}x ${peers.join(', ')}` : `>= ${bound}x ${peers.join(', ')}`;
+}
+
+function verdict({ target, value, met }: Judgement): string {
+  if (value === undefined) return 'not measured';
+  const shown =
+    target.kind === 'peak'
+      ? percent(value)
+      : target.kind === 'milliseconds'
+        ? `${value.toFixed(0)} ms`
+        : value.toFixed(2);
+  return `${met ? 'yes' : 'no'}, ${shown}`;
+}
+
+const memoryLine = ({ id, outcomes }: Row): string => {
+  const each = Object.entries(outcomes).flatMap(([name, { peakRss }]) =>
+    peakRss ? [`${name} ${(peakRss / 2 ** 20).toFixed(0)} MiB`] : [],
+  );
+  return `- ${id.slice(id.indexOf('/') + 1)}: ${each.join(', ')}`;
+};
+
+/** The text with the regions of these reports replaced; throws where one has no end. Regions of other names stay. */
+export function withTables(text: string, reports: Readonly<Record<string, CpuReport>>): string {
+  return text.replace(region, (whole, name: string, rest: string) => {
+    if (!rest.endsWith(end)) throw new Error(`the table ${name} has no ${end}`);
+    return reports[name] ? `<!-- table: ${name} -->\n\n${cpuTables(reports[name])}\n\n${end}` : whole;
+  });
+}
+
+const end = '<!-- end -->';
+const region = /<!-- table: ([\w.-]+) -->([\s\S]*?(?:<!-- end -->|$(?![\s\S])|(?=<!-- table: )))/g;
+
+/** Names of the regions of a text. */
+export const tablesIn = (text: string): string[] => [...text.matchAll(region)].map(([, name]) => name);
+
+export function rewriteTables(path: string, reports: Readonly<Record<string, CpuReport>>): void {
+  writeFileSync(path, withTables(readFileSync(path, 'utf8'), reports));
+}
+
+/** The reports that a text has regions for. */
+export function reportsFor(text: string, folder: string): Record<string, CpuReport> {
+  return Object.fromEntries(
+    tablesIn(text).map((name) => [name, JSON.parse(readFileSync(join(folder, `${name}.json`), 'utf8'))]),
+  );
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const docs = fileURLToPath(new URL('../docs/benchmarks.md', import.meta.url));
+  rewriteTables(docs, reportsFor(readFileSync(docs, 'utf8'), fileURLToPath(new URL('results', import.meta.url))));
+}
