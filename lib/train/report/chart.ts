@@ -170,7 +170,7 @@ function drawAxis(
   const grid = ticksOf(chart.spec, low, high, name).map((tick) => `M0 ${round(y(tick) * height)}H${width}`);
   const curves = chart.curves.map((curve, run) => {
     if (!curve) return undefined;
-    const path = (points: readonly Point[]): string => pathOf(points, range, y);
+    const paths = (points: readonly Point[]) => pathsOf(points, range, y);
     const raw = curve.buckets.flatMap((bucket): Point[] => {
       const [a, b]: Point[] = [
         [bucket.lowAt, bucket.low],
@@ -183,9 +183,10 @@ function drawAxis(
       const points = values.flatMap((value, k): Point[] =>
         curve.buckets[k].broken > 0 ? [gap] : [[curve.steps[k], value]],
       );
-      return html`<path class="smooth s${i + 1}" d="${path(points)}"/>`;
+      return html`<path class="smooth s${i + 1}" d="${paths(points).line}"/>`;
     });
-    return html`<g class="run run-${run} ink-${run % colours}"><path class="${chart.spec.noisy ? 'raw' : 'exact'}" d="${path(raw)}"/>${smooth}</g>`;
+    const { line, dots } = paths(raw);
+    return html`<g class="run run-${run} ink-${run % colours}"><path class="${chart.spec.noisy ? 'raw' : 'exact'}" d="${line}"/>${dots && html`<path class="dots" d="${dots}"/>`}${smooth}</g>`;
   });
   return html`<g class="${name}"><path class="grid" d="${grid.join('')}"/>${curves}</g>`;
 }
@@ -194,8 +195,12 @@ function drawAxis(
 type Point = readonly [number, number];
 const gap: Point = [Number.NaN, Number.NaN];
 
-/** Path data: a line through the points, anew after each gap; a point between two gaps is a dot. */
-function pathOf(points: readonly Point[], [from, to]: readonly [number, number], y: (value: number) => number): string {
+/** Path data: lines through the points, anew after each gap, and dots for points that stand alone. */
+function pathsOf(
+  points: readonly Point[],
+  [from, to]: readonly [number, number],
+  y: (value: number) => number,
+): { line: string; dots: string } {
   const lines: string[][] = [[]];
   for (const [step, value] of points) {
     const at = y(value);
@@ -206,7 +211,9 @@ function pathOf(points: readonly Point[], [from, to]: readonly [number, number],
     const x = ((step - from) / (to - from)) * viewBox.width;
     lines[lines.length - 1].push(`${round(x)} ${round(Math.min(Math.max(at, 0), 1) * viewBox.height)}`);
   }
-  return lines.map((line) => (line.length === 0 ? '' : `M${line.join('L')}${line.length === 1 ? 'h0' : ''}`)).join('');
+  const line = lines.filter(({ length }) => length > 1).map((line) => `M${line.join('L')}`);
+  const dots = lines.filter(({ length }) => length === 1).map(([point]) => `M${point}h0`);
+  return { line: line.join(''), dots: dots.join('') };
 }
 
 /** Where a value lies on an axis: 0 at its top, 1 at its bottom; not finite for what a logarithm has no place for. */

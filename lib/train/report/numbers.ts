@@ -29,6 +29,7 @@ export function countOf(value: number): string {
 /** 1.5 GiB, 320 MiB. */
 export function bytesOf(value: number): string {
   if (!Number.isFinite(value)) return '–';
+  if (value === 0) return '0';
   const mib = value / 2 ** 20;
   return mib >= 1000 ? `${Number((mib / 1024).toPrecision(3))} GiB` : `${Number(mib.toPrecision(3))} MiB`;
 }

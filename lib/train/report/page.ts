@@ -1,4 +1,5 @@
 /** The page of a report: one file without anything outside it, of one run or of several side by side. */
+import { setImmediate } from 'node:timers/promises';
 import {
   type Chart,
   chartFigure,
@@ -13,7 +14,7 @@ import { compareConfigs } from './config-table.js';
 import { type Content, Html, html, jsonScript } from './html.js';
 import { bytesOf, countOf, durationOf, shortNumber, wholeNumber } from './numbers.js';
 import { type RunFacts, type RunStatus, secondsOfSteps } from './run-facts.js';
-import type { SampleGrid } from './samples.js';
+import type { RunSamples } from './samples.js';
 import { script } from './script.js';
 import { style } from './style.js';
 
@@ -28,16 +29,20 @@ const statusWords: Record<RunStatus, string> = {
 };
 
 /** A run in the page. */
-export interface PageRun {
+export interface PageRun extends RunSamples {
   facts: RunFacts;
-  samples: readonly SampleGrid[];
 }
 
-/** The HTML document. */
-export function reportPage(runs: readonly PageRun[], written = new Date()): string {
+/** The HTML document. Long logs are worked through a chart at a time, with room for the process's other work in between. */
+export async function reportPage(runs: readonly PageRun[], written = new Date()): Promise<string> {
   const facts = runs.map(({ facts }) => facts);
   const histories = facts.map(({ history }) => history);
-  const charts = chartSpecs.flatMap((spec) => chartOf(spec, histories) ?? []);
+  const charts: Chart[] = [];
+  for (const spec of chartSpecs) {
+    const chart = chartOf(spec, histories);
+    if (chart) charts.push(chart);
+    await setImmediate();
+  }
   const range = charts.length > 0 ? stepRange(histories) : ([0, 1] as const);
   const [only] = runs.length === 1 ? facts : [];
   const title = only ? `${only.name} · training report` : `${runs.length} runs compared · training report`;
@@ -57,7 +62,7 @@ export function reportPage(runs: readonly PageRun[], written = new Date()): stri
 <header>
 <p class="eyebrow"><span>diffit training report</span><span class="written">${running && followSwitch}written <time datetime="${written.toISOString()}">${clock(written)}</time></span></p>
 ${only ? runHeader(only) : comparisonHeader(facts)}
-</header>
+${complaints(runs)}</header>
 <main>
 ${charts.length > 0 ? chartSection(charts, range, facts) : html`<p class="empty">No step has been logged yet.</p>`}
 ${sampleSection(runs)}
@@ -114,7 +119,7 @@ function factsOf(run: RunFacts): [string, string, string?][] {
     history.length > 0 && [
       'Loss',
       shortNumber(lastLoss(run)),
-      `mean of ${wholeNumber(Math.min(lossWindow(run), history.length))} steps`,
+      history.length > 1 ? `mean of ${wholeNumber(Math.min(lossWindow(run), history.length))} steps` : undefined,
     ],
     rate > 0 && ['Throughput', shortNumber(Number(rate.toPrecision(3))), 'images/s'],
     Number.isFinite(images) && ['Images seen', wholeNumber(images), epochs],
@@ -167,14 +172,14 @@ function chartSection(charts: readonly Chart[], range: readonly [number, number]
 }
 
 function sampleSection(runs: readonly PageRun[]): Content {
-  const steps = [...new Set(runs.flatMap(({ samples }) => samples.map(({ step }) => step)))].sort((a, b) => a - b);
+  const steps = sampleSteps(runs);
   if (steps.length === 0) return undefined;
   const several = runs.length > 1;
   const last = steps.length - 1;
-  const blocks = runs.map(({ facts: { name }, samples }, run) => {
-    if (samples.length === 0) return undefined;
-    const small = samples.every(({ width, height }) => Math.max(width, height) <= 400);
-    const thumbs = samples.map(
+  const blocks = runs.map(({ facts: { name }, grids }, run) => {
+    if (grids.length === 0) return undefined;
+    const small = grids.every(({ width, height }) => Math.max(width, height) <= 400);
+    const thumbs = grids.map(
       ({ step, uri, width, height }) =>
         html`<button type="button" class="thumb" data-step="${step}"><img src="${uri}" width="${width}" height="${height}" alt="Samples at step ${wholeNumber(step)}${several && ` of ${name}`}"><span>${wholeNumber(step)}</span></button>`,
     );
@@ -187,6 +192,20 @@ function sampleSection(runs: readonly PageRun[]): Content {
 <p class="hint">Images of the averaged weights, from the same noise every time.</p></section>`;
 }
 
+/** Steps at which some run has a grid. */
+function sampleSteps(runs: readonly PageRun[]): number[] {
+  return [...new Set(runs.flatMap(({ grids }) => grids.map(({ step }) => step)))].sort((a, b) => a - b);
+}
+
+/** What could not be read. */
+function complaints(runs: readonly PageRun[]): Content {
+  const found = runs.flatMap(({ facts: { name, history }, damaged }) => [
+    history.unreadable > 0 && `${wholeNumber(history.unreadable)} lines of the log of ${name} cannot be read.`,
+    damaged.length > 0 && `Sample grids of ${name} that are no intact images: ${damaged.join(', ')}.`,
+  ]);
+  return found.map((sentence) => sentence && html`<p class="error">${sentence}</p>`);
+}
+
 /** What the script needs to say values: per chart and run the buckets, rounded. */
 function pageData(runs: readonly PageRun[], charts: readonly Chart[], range: readonly [number, number]): unknown {
   const rounded = (values: readonly number[]): (number | null)[] =>
@@ -194,7 +213,7 @@ function pageData(runs: readonly PageRun[], charts: readonly Chart[], range: rea
   return {
     range,
     runs: runs.map(({ facts: { name } }, i) => ({ name, colour: i % colours })),
-    samples: [...new Set(runs.flatMap(({ samples }) => samples.map(({ step }) => step)))].sort((a, b) => a - b),
+    samples: sampleSteps(runs),
     charts: charts.map(({ spec: { metric }, linear, log, curves }) => ({
       ...{ metric, linear, log, bytes: metric === 'memoryBytes' },
       curves: curves.map(

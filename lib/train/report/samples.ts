@@ -1,6 +1,6 @@
 /** A run's sample grids as data URIs, few and small enough for one page. */
 import { readdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { toFileError, withFile } from '../../io/files.js';
 import { loadSharp } from '../../io/image.js';
 
@@ -13,6 +13,12 @@ export interface SampleGrid {
   height: number;
 }
 
+/** The grids of a run, and files that are no intact images. */
+export interface RunSamples {
+  grids: SampleGrid[];
+  damaged: string[];
+}
+
 /** Most grids of one run, and most bytes of those of all runs, before base64. */
 const mostGrids = 24;
 const mostBytes = 2_400_000;
@@ -22,20 +28,21 @@ export class SampleReader {
   private readonly known = new Map<string, { key: string; grid: SampleGrid | undefined }>();
 
   /** Of each folder, grids spread evenly over the run, the first and the last among them; none of steps after `until`. */
-  async read(runs: readonly { folder: string; until: number }[]): Promise<SampleGrid[][]> {
+  async read(runs: readonly { folder: string; until: number }[]): Promise<RunSamples[]> {
     const most = Math.max(4, Math.min(mostGrids, Math.floor(60 / runs.length)));
     const chosen = await Promise.all(runs.map(async ({ folder, until }) => spread(await list(folder, until), most)));
     const limit = mostBytes / Math.max(1, chosen.flat().length);
-    const grids: SampleGrid[][] = [];
+    const found: RunSamples[] = [];
     for (const files of chosen) {
-      const run: SampleGrid[] = [];
+      const run: RunSamples = { grids: [], damaged: [] };
       for (const file of files) {
         const grid = await this.grid(file, limit);
-        if (grid) run.push(grid);
+        if (grid) run.grids.push(grid);
+        else run.damaged.push(basename(file.path));
       }
-      grids.push(run);
+      found.push(run);
     }
-    return grids;
+    return found;
   }
 
   private async grid({ path, step }: GridFile, limit: number): Promise<SampleGrid | undefined> {

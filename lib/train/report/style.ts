@@ -43,7 +43,7 @@ input { accent-color: var(--c0); }
 .error { margin-top: 0.5rem; }
 .progress { height: 4px; margin-top: 1.1rem; border-radius: 2px; background: var(--line); overflow: hidden; }
 .progress i { display: block; height: 100%; background: var(--busy); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1.1rem 1.5rem; margin-top: 1.4rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1.1rem 1.5rem; margin-top: 1.4rem; }
 .facts dt { font-size: 0.82rem; }
 .facts dd { font-size: 1.3rem; line-height: 1.3; font-weight: 600; letter-spacing: -0.01em; }
 .facts small { display: inline-block; font-size: 0.82rem; letter-spacing: 0; }
@@ -71,6 +71,7 @@ input { accent-color: var(--c0); }
 .plot path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; stroke-linecap: round; }
 .plot .grid { stroke: var(--grid); stroke-width: 1; stroke-linecap: butt; }
 .exact { stroke-width: 2; }
+.plot .dots { stroke-width: 5; }
 .raw { stroke-width: 1; opacity: 0.38; }
 [data-runs="1"] .raw { opacity: 0.45; }
 .smooth { stroke-width: 2; display: none; }
@@ -120,7 +121,7 @@ input { accent-color: var(--c0); }
 table { border-collapse: collapse; width: 100%; font-size: 0.875rem; }
 th { text-align: left; font-weight: 400; }
 thead th { color: var(--soft); font-size: 0.8rem; white-space: nowrap; }
-td, th { padding: 0.4rem 1.2rem 0.4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td, th { padding: 0.4rem 1.2rem 0.4rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 .runs { margin-top: 1.2rem; }
 .runs td:nth-child(n + 3), .runs th:nth-child(n + 3) { text-align: right; white-space: nowrap; }
 .runs tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 10rem; }
@@ -129,7 +130,7 @@ td, th { padding: 0.4rem 1.2rem 0.4rem 0; border-bottom: 1px solid var(--line); 
 .settings th { color: var(--soft); }
 .settings .absent { color: var(--soft); }
 .columns table { display: block; columns: 20rem; column-gap: 3rem; }
-.columns tbody { display: block; margin-bottom: 1.6rem; }
+.columns tbody { display: block; margin-bottom: 1.6rem; break-inside: avoid; }
 .columns tr { display: grid; grid-template-columns: 1fr 1fr; break-inside: avoid; border-bottom: 1px solid var(--line); }
 .columns td, .columns th { border: 0; padding: 0.32rem 0.8rem 0.32rem 0; }
 .columns td { text-align: right; padding-right: 0; }

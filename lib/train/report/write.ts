@@ -42,7 +42,7 @@ async function write(facts: readonly RunFacts[], samples: SampleReader, path: st
   const grids = await samples.read(
     facts.map(({ folder, step }) => ({ folder, until: step === 0 ? Number.POSITIVE_INFINITY : step })),
   );
-  const page = Buffer.from(reportPage(facts.map((facts, i) => ({ facts, samples: grids[i] }))));
+  const page = Buffer.from(await reportPage(facts.map((facts, i) => ({ facts, ...grids[i] }))));
   await writeAtomically(path, (handle) => handle.writeFile(page));
   const runs = facts.map(({ folder, status, step, steps }) => ({ folder, status, step, steps }));
   return { path, bytes: page.length, runs };
