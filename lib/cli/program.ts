@@ -48,10 +48,10 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     });
 
   /** A command with what all have, doing its work in `action`. */
-  const command = <T>(
+  const command = <T, A = string>(
     name: string,
     description: string,
-    action: (options: T, terminal: Terminal, argument: string) => Promise<number>,
+    action: (options: T, terminal: Terminal, argument: A) => Promise<number>,
     parent = program,
   ): Command =>
     parent
@@ -62,7 +62,7 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
       .action(async (...given: unknown[]) => {
         const self = given.pop() as Command;
         const options = self.opts<T & { json?: boolean }>();
-        onExitCode(await action(options, new Terminal(streams, options.json === true), given[0] as string));
+        onExitCode(await action(options, new Terminal(streams, options.json === true), given[0] as A));
       });
 
   command('info', 'Say what this installation is and which devices it can use.', async (_, terminal) =>
@@ -96,7 +96,17 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
       integer(0),
     )
     .option('--out <dir>', 'folder of the run', 'out')
-    .option('--resume', 'go on from the newest checkpoint in the folder');
+    .option('--resume', 'go on from the newest checkpoint in the folder')
+    .option('--report', 'keep report.html in the folder: curves, sample grids, settings; see "diffit report"');
+
+  command<import('./report.js').ReportCommandOptions, string[]>(
+    'report',
+    'Make a page about a training run, or about several side by side, and open it.',
+    async (options, terminal, folders) => (await import('./report.js')).report(folders, options, terminal),
+  )
+    .argument('<dirs...>', 'folders of runs')
+    .option('--out <file>', "the HTML file (default: report.html in the run's folder; of several runs, here)")
+    .option('--no-open', 'only write it (so it is also where stdout is no terminal)');
 
   command<import('./sample.js').SampleOptions>(
     'sample',

@@ -9,7 +9,7 @@ const lineInterval = 5;
 
 /** Where output goes; the process's streams, or a test's. */
 export interface Streams {
-  stdout: { write(text: string): unknown };
+  stdout: { write(text: string): unknown; isTTY?: boolean };
   stderr: { write(text: string): unknown; isTTY?: boolean };
 }
 
@@ -18,6 +18,11 @@ export class Terminal {
     private readonly streams: Streams,
     readonly json: boolean,
   ) {}
+
+  /** Whether someone is looking at the result: stdout is a terminal, and takes text. */
+  get watched(): boolean {
+    return !this.json && this.streams.stdout.isTTY === true;
+  }
 
   /** A line of the result, for people; dropped with --json. */
   print(line: string): void {

@@ -25,13 +25,14 @@ export interface TrainOptions {
   sampleEvery?: number;
   out: string;
   resume?: boolean;
+  report?: boolean;
 }
 
 /** Steps between sample grids. */
 const defaultSampleEvery = 1000;
 
 export async function train(options: TrainOptions, terminal: Terminal): Promise<number> {
-  const { steps, out, seed, resume, checkpointEvery } = options;
+  const { steps, out, seed, resume, checkpointEvery, report } = options;
   const plan = planTraining(await recipeOf(options), { device: options.device });
   const canSample = plan.kind === 'ImageDiffiT' || options.vae !== undefined;
   const sampleEvery = options.sampleEvery ?? (canSample ? defaultSampleEvery : 0);
@@ -43,7 +44,7 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
   setDefaultDevice(options.device);
   await ensureWritableFolder(out);
   const vae = await openVae(options.vae, terminal);
-  const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery, vae });
+  const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery, vae, report });
   try {
     const { trainer, dataset } = run;
     const { batch, precision } = plan.training;
@@ -72,7 +73,7 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
         }
         const files = await run.finish();
         terminal.data({ step: trainer.step, images: trainer.images, ...files });
-        terminal.print(`${trainer.step} steps, ${trainer.images} images: ${files.model}, ${files.lossCurve}`);
+        terminal.print(`${trainer.step} steps, ${trainer.images} images: ${Object.values(files).join(', ')}`);
         return 0;
       },
     );

@@ -44,5 +44,8 @@ export {
   uploadBatch,
 } from './objective.js';
 export { planTraining, type Recipe, readRecipe, type TrainingPlan } from './recipe.js';
+export { type RunRecord, readRecord } from './record.js';
+export type { RunStatus } from './report/run-facts.js';
+export { type ReportOptions, type WrittenReport, writeReport } from './report/write.js';
 export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';
 export { checkSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';

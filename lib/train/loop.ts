@@ -62,6 +62,8 @@ export interface StepReport {
   imagesPerSecond: number;
   /** Before clipping; only with gradClip. */
   gradNorm?: number;
+  /** Held from the device, by live tensors and the pool's free blocks; only in a run's log. */
+  memoryBytes?: number;
 }
 
 /** Options of {@link Trainer.run}. */

@@ -1,14 +1,17 @@
 /**
  * A training run in a folder:
  *
+ *     DIR/run.json                         settings, steps to do, when it ran and how it ended
  *     DIR/log.jsonl                        one JSON object per step
  *     DIR/checkpoint-0001000.safetensors   the newest two
  *     DIR/samples/0001000.png              images of the averaged weights
+ *     DIR/report.html                      with `report`: a page about the run, renewed as it goes on
  *     DIR/model.safetensors, DIR/loss.svg  at the end: the averaged weights, and the loss curve
  */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Dataset, type LatentDataset, LatentLoader, openDataset, openLatents } from '../data/index.js';
+import { devices, memory } from '../device.js';
 import { GaussianDiffusion } from '../diffusion/index.js';
 import { DataError, OptionError, TrainError } from '../errors.js';
 import { makeFolder, toFileError } from '../io/files.js';
@@ -32,6 +35,8 @@ import { lossCurveSvg } from './loss-curve.js';
 import { describeModel, type ModelDescription, saveModel } from './model-file.js';
 import { edmObjective, gaussianObjective, latentObjective, type Objective } from './objective.js';
 import type { TrainingPlan } from './recipe.js';
+import { RunRecorder } from './record.js';
+import { ReportKeeper } from './report/write.js';
 import { checkSampler } from './sampler-settings.js';
 
 /** Options of {@link TrainingRun.open}. */
@@ -51,6 +56,8 @@ export interface TrainingRunOptions {
   vae?: LatentDecoder;
   /** Learning rate by images seen; default the plan's linear ramp. */
   lr?: LrSchedule;
+  /** Keep a page about the run in report.html, as writeReport() makes it: every ten seconds at most, and at the end. Default false. */
+  report?: boolean;
 }
 
 /** What {@link TrainingRun.train} reports while it works. */
@@ -75,6 +82,8 @@ export class TrainingRun {
     readonly average: DiffusionModel,
     readonly dataset: Dataset | LatentDataset,
     private readonly log: TrainLog,
+    private readonly recorder: RunRecorder,
+    private readonly report: ReportKeeper | undefined,
     private readonly options: TrainingRunOptions,
     private readonly config: RunConfig & { model: ModelDescription },
   ) {}
@@ -122,33 +131,37 @@ export class TrainingRun {
     const config = { model: describeModel(model, { ...plan, classNames }), training, data: { images: dataset.length } };
     if (newest) await restoreCheckpoint(newest, trainer, config);
     await makeFolder(out);
+    const [{ device }] = model.parameters();
+    const recorder = await RunRecorder.open(out, trainer.step, {
+      seed,
+      device,
+      deviceModel: devices().find(({ name }) => name === device)?.model,
+      parameters: model.parameterCount(),
+      data,
+      config,
+    });
     const log = await TrainLog.open(join(out, 'log.jsonl'), trainer.step);
-    return new TrainingRun(trainer, average, dataset, log, options, config);
+    const report = options.report ? new ReportKeeper(out) : undefined;
+    return new TrainingRun(trainer, average, dataset, log, recorder, report, options, config);
   }
 
   /** Trains until `steps` steps are done in all; false when the signal stopped it. Throws TrainError on a loss that is not finite. */
   async train(steps: number, callbacks: TrainCallbacks = {}): Promise<boolean> {
-    const { trainer } = this;
-    const { checkpointEvery = 1000, sampleEvery = 0 } = this.options;
-    const due = (step: number, every: number): boolean => every > 0 && step % every === 0;
-    await trainer.run(steps, {
-      signal: callbacks.signal,
-      onStep: async (report) => {
-        await this.log.write(report);
-        callbacks.onStep?.(report);
-      },
-      restsAfter: (step) => due(step, checkpointEvery) || due(step, sampleEvery),
-      atRest: async (step) => {
-        if (due(step, checkpointEvery)) await this.checkpoint(callbacks);
-        if (due(step, sampleEvery)) await this.samples(callbacks);
-      },
-    });
-    await this.checkpoint(callbacks);
-    return trainer.step >= steps;
+    await this.recorder.running(steps);
+    try {
+      await this.work(steps, callbacks);
+    } catch (error) {
+      await this.ended('failed', (error as Error).message).catch(() => undefined); // the first error is the one to tell
+      throw error;
+    }
+    const finished = this.trainer.step >= steps;
+    await this.ended(finished ? 'finished' : 'interrupted');
+    if (this.report) callbacks.onFile?.(this.report.path);
+    return finished;
   }
 
-  /** Writes the averaged weights and the loss curve, and returns their paths. */
-  async finish(): Promise<{ model: string; lossCurve: string }> {
+  /** Writes the averaged weights and the loss curve, and returns their paths, and the report's where one is kept. */
+  async finish(): Promise<{ model: string; lossCurve: string; report?: string }> {
     const model = join(this.options.out, 'model.safetensors');
     await saveModel(model, this.average, { description: this.config.model });
     const lossCurve = join(this.options.out, 'loss.svg');
@@ -156,7 +169,8 @@ export class TrainingRun {
     await writeFile(lossCurve, svg).catch((error) => {
       throw toFileError(error, lossCurve, 'written');
     });
-    return { model, lossCurve };
+    if (this.recorder.status !== 'finished') await this.ended('finished');
+    return { model, lossCurve, ...(this.report && { report: this.report.path }) };
   }
 
   /** Frees everything but the model that was averaged. */
@@ -166,6 +180,35 @@ export class TrainingRun {
     this.trainer.optimizer.dispose();
     this.trainer.model.dispose();
     this.average.dispose();
+  }
+
+  private async work(steps: number, callbacks: TrainCallbacks): Promise<void> {
+    const { trainer } = this;
+    const { checkpointEvery = 1000, sampleEvery = 0 } = this.options;
+    const due = (step: number, every: number): boolean => every > 0 && step % every === 0;
+    await trainer.run(steps, {
+      signal: callbacks.signal,
+      onStep: async (report) => {
+        await this.log.write({
+          ...report,
+          memoryBytes: memory(this.trainer.model.parameters()[0].device).reservedBytes,
+        });
+        this.report?.touch();
+        callbacks.onStep?.(report);
+      },
+      restsAfter: (step) => due(step, checkpointEvery) || due(step, sampleEvery),
+      atRest: async (step) => {
+        if (due(step, checkpointEvery)) await this.checkpoint(callbacks);
+        if (due(step, sampleEvery)) await this.samples(callbacks);
+        this.report?.touch();
+      },
+    });
+    await this.checkpoint(callbacks);
+  }
+
+  private async ended(status: 'finished' | 'interrupted' | 'failed', error?: string): Promise<void> {
+    await this.recorder.ended(status, error);
+    await this.report?.write();
   }
 
   private async checkpoint({ onFile }: TrainCallbacks): Promise<void> {

@@ -56,6 +56,7 @@ t.test('a run, and the same one killed after five steps and resumed from its che
     'log.jsonl',
     'loss.svg',
     'model.safetensors',
+    'run.json',
     'samples',
   ]);
   const grid = await loadImage(join(whole, 'samples', '0000006.png'), { channels: 1 });
@@ -92,7 +93,7 @@ t.test('a signal ends a run with a checkpoint of the last step', async (t) => {
   );
   await run.close();
   t.equal((await readLog(join(out, 'log.jsonl'))).length, run.trainer.step);
-  t.same(names(out), [`checkpoint-000000${run.trainer.step}.safetensors`, 'log.jsonl']);
+  t.same(names(out), [`checkpoint-000000${run.trainer.step}.safetensors`, 'log.jsonl', 'run.json']);
 });
 
 t.test('what a run refuses', async (t) => {
