@@ -146,7 +146,7 @@ DIFFIT_INLINE int64_t productSteps(const AttentionSizes &s, int64_t queries, int
 /* Softmax and weighted sum of one tile: y = m.sum * m.inverse [query], and m.lse. */
 template <int VECTORS>
 static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0, int64_t ni,
-                       Ahead *ahead) {
+                       RowsAhead *ahead) {
   constexpr int64_t ld = VECTORS * kLanes;
   vf top[VECTORS], total[VECTORS];
   float correction[VECTORS * kLanes];
@@ -190,7 +190,7 @@ static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadB
 }
 
 static void attendTileOf(int vectors, const AttentionSizes &s, const AttentionScratch &m, HeadBias bias, int64_t i0,
-                         int64_t ni, Ahead *ahead) {
+                         int64_t ni, RowsAhead *ahead) {
   if (vectors == 1) attendTile<1>(s, m, bias, i0, ni, ahead);
   if (vectors == 2) attendTile<2>(s, m, bias, i0, ni, ahead);
   if (kTileVectors == 4 && vectors == 3) attendTile<kTileVectors == 4 ? 3 : 1>(s, m, bias, i0, ni, ahead);
@@ -219,7 +219,7 @@ static void attendUnit(const AttentionCall<T> &call, const AttentionScratch &m, 
   const int64_t stride = 3 * s.channels, token = unit.token(s), channel = unit.head * s.dim;
   const T *q = call.qkv + token * stride + channel;
   T *y = call.y + token * s.channels + channel;
-  Ahead ahead;
+  RowsAhead ahead;
   if (next) {
     const int64_t at = next->token(s), first = next->head * s.dim;
     for (int64_t i = 1; i < 3; i++) ahead.add(call.qkv + at * stride + first + i * s.channels, stride, 0, s.tokens);

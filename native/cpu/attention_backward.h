@@ -71,7 +71,7 @@ static void tileDelta(const AttentionSizes &s, const GradientScratch &g, TokenRo
    dvalues and the table. */
 template <int VECTORS>
 static void gradientTile(const AttentionSizes &s, const GradientScratch &g, HeadBias bias, float *dcolumn, int64_t i0,
-                         int64_t ni, Ahead *ahead) {
+                         int64_t ni, RowsAhead *ahead) {
   constexpr int64_t ld = VECTORS * kLanes;
   const AttentionScratch &m = g.m;
   const int64_t ldd = dlogitsLength(s, ld);
@@ -108,7 +108,7 @@ static void gradientTile(const AttentionSizes &s, const GradientScratch &g, Head
 }
 
 static void gradientTileOf(int vectors, const AttentionSizes &s, const GradientScratch &g, HeadBias bias,
-                           float *dcolumn, int64_t i0, int64_t ni, Ahead *ahead) {
+                           float *dcolumn, int64_t i0, int64_t ni, RowsAhead *ahead) {
   if (vectors == 1) gradientTile<1>(s, g, bias, dcolumn, i0, ni, ahead);
   if (vectors == 2) gradientTile<2>(s, g, bias, dcolumn, i0, ni, ahead);
   if (kTileVectors == 4 && vectors == 3) gradientTile<kTileVectors == 4 ? 3 : 1>(s, g, bias, dcolumn, i0, ni, ahead);
@@ -142,7 +142,7 @@ static void gradientUnit(const GradientCall<T> &call, const GradientScratch &g, 
   const T *y = call.y + token * s.channels + channel, *dy = call.dy + token * s.channels + channel;
   const float *lse = call.lse + (unit.sample * s.heads + unit.head) * s.height * s.width + windowOrigin(s, unit.window);
 
-  Ahead ahead;
+  RowsAhead ahead;
   if (next) {
     const int64_t at = next->token(s), first = next->head * s.dim;
     for (int64_t i = 0; i < 3; i++) {

@@ -24,7 +24,7 @@ static constexpr int64_t kTileQueries = kTileVectors * kLanes;
 
 /* What the next piece of work will read and write, fetched into the second-level cache a little after every block of a
    product: heads are short pieces of rows far apart, which the hardware cannot guess, and many fetches at once would stall. */
-struct Ahead {
+struct RowsAhead {
   static constexpr int kMost = 8;
   struct Piece {
     const char *row; /* of the window's first token */
@@ -121,7 +121,7 @@ DIFFIT_INLINE void productUpTo(int64_t rows, int64_t depth, const float *a, int6
 /* For any number of rows, in blocks of nearly one height. */
 template <int VECTORS, bool TURNED, class Init>
 static void productRows(int64_t rows, int64_t depth, const float *a, int64_t lda, const float *b, int64_t ldb,
-                        const Init &init, float *c, int64_t ldc, Ahead *ahead) {
+                        const Init &init, float *c, int64_t ldc, RowsAhead *ahead) {
   constexpr int kRows = blockRows(VECTORS);
   const int64_t height = ceilDiv(rows, imax(1, ceilDiv(rows, kRows)));
   for (int64_t row = 0; row < rows; row += height) {
@@ -134,7 +134,7 @@ static void productRows(int64_t rows, int64_t depth, const float *a, int64_t lda
 /* And for any number of columns, a multiple of kLanes; with `add`, to what c holds. */
 template <bool TURNED>
 static void product(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t lda, const float *b,
-                    int64_t ldb, bool add, float *c, int64_t ldc, Ahead *ahead) {
+                    int64_t ldb, bool add, float *c, int64_t ldc, RowsAhead *ahead) {
   for (int64_t left = columns / kLanes; left > 0;) {
     const int64_t blocks = ceilDiv(left, left == kBlockVectors ? kBlockVectors : kTileVectors);
     const int64_t vectors = left == kBlockVectors ? left : ceilDiv(left, blocks);

@@ -102,7 +102,7 @@ static bool prepareBias(diffit_context *ctx, const AttentionSizes &s, const floa
 /* logits[key, query] = bias + keys [j0, j0 + nj) times a tile's queries [i0, i0 + ni). */
 template <int VECTORS>
 static void tileLogits(const AttentionSizes &s, const float *keys, const float *queries, HeadBias bias, int64_t i0,
-                       int64_t ni, int64_t j0, int64_t nj, float *logits, Ahead *ahead) {
+                       int64_t ni, int64_t j0, int64_t nj, float *logits, RowsAhead *ahead) {
   constexpr int64_t ld = VECTORS * kLanes;
   const float *rows = keys + j0 * s.padded;
   if (bias.column && rowsAreVectors(s)) {

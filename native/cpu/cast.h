@@ -146,30 +146,6 @@ DIFFIT_INLINE void narrow(int64_t x, int32_t *y) {
 DIFFIT_INLINE void narrow(int64_t x, int64_t *y) { *y = x; }
 DIFFIT_INLINE void narrow(int64_t x, uint8_t *y) { *y = (uint8_t)(x > 255 ? 255 : x < 0 ? 0 : x); }
 
-/* Vectors of bf16, widened as they are read and rounded as they are written. */
-typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
-DIFFIT_INLINE vf load(const Bf16 *p) {
-  vh h;
-  __builtin_memcpy(&h, p, sizeof h);
-  return (vf)(__builtin_convertvector(h, vu) << 16);
-}
-DIFFIT_INLINE void store(Bf16 *p, vf v) {
-  const vu u = (vu)v;
-  const vu rounded = v != v ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1);
-  const vh h = __builtin_convertvector(rounded >> 16, vh);
-  __builtin_memcpy(p, &h, sizeof h);
-}
-DIFFIT_INLINE vf loadPartial(const Bf16 *p, int64_t n) {
-  Bf16 t[kLanes] = {};
-  __builtin_memcpy(t, p, (size_t)n * sizeof(Bf16));
-  return load(t);
-}
-DIFFIT_INLINE void storePartial(Bf16 *p, vf v, int64_t n) {
-  Bf16 t[kLanes];
-  store(t, v);
-  __builtin_memcpy(p, t, (size_t)n * sizeof(Bf16));
-}
-
 /* Pointers are parameters here, not captures: bytes written may alias a captured pointer, and the loop stays scalar. */
 template <class From, class To>
 static void castRange(const From *x, To *y, int64_t n) {

@@ -79,12 +79,7 @@ constexpr const char *kWidened[] = {
 /* Of these, the operations whose kernels take bf16 wherever ops.def allows it: beside f32 where it says "float". A call with a tensor of
    f16 is converted all the same, whole. */
 constexpr const char *kTakesBf16[] = {
-    "unary",
-    "affine",
-    "clamp",
-    "gemm",
-    "attention",
-    "attention_backward",
+    "unary", "affine", "clamp", "gemm", "attention", "attention_backward",
 };
 
 constexpr bool sameText(const char *a, const char *b) {
@@ -94,12 +89,6 @@ constexpr bool sameText(const char *a, const char *b) {
 template <size_t n>
 constexpr bool isListed(const char *op, const char *const (&names)[n]) {
   for (const char *name : names)
-    if (sameText(name, op)) return true;
-  return false;
-}
-
-constexpr bool takesBf16(const char *op) {
-  for (const char *name : kTakesBf16)
     if (sameText(name, op)) return true;
   return false;
 }
@@ -117,12 +106,6 @@ bool readsAsIs(size_t position, const std::tuple<Arguments...> &arguments) {
 }
 
 inline bool isLow(const diffit_tensor *t) { return t && (t->dtype == DIFFIT_BF16 || t->dtype == DIFFIT_F16); }
-
-template <class C>
-bool isF16([[maybe_unused]] C argument) {
-  if constexpr (std::is_convertible<C, const diffit_tensor *>::value) return argument && argument->dtype == DIFFIT_F16;
-  return false;
-}
 
 /* The f32 tensors that stand for an operation's parameters, and where they lie in the scratch memory. */
 struct Copies {
@@ -160,8 +143,7 @@ struct Through<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
       static_assert(sizeof...(C) <= Copies::kMost, "too many parameters");
       Copies copies;
       const std::tuple<C...> all(arguments...);
-      if (!takesBf16(Op::name) || (isF16(arguments) || ...))
-        planAll(&copies, all, std::make_index_sequence<sizeof...(C)>());
+      planAll(&copies, all, std::make_index_sequence<sizeof...(C)>());
       if (copies.bytes > 0) return widened(ctx, &copies, all, std::make_index_sequence<sizeof...(C)>());
     }
     return (ctx->ops->*Op::function)(ctx, arguments...);
