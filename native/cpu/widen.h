@@ -80,8 +80,19 @@ constexpr const char *kWidened[] = {
    f16 is converted all the same, whole. */
 constexpr const char *kTakesBf16[] = {
     "unary",
+    "unary_backward",
     "affine",
     "clamp",
+    "binary",
+    "linear_combination",
+    "reduce",
+    "upsample2x",
+    "upsample2x_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "group_norm",
+    "group_norm_backward",
+    "dropout",
 };
 
 constexpr bool sameText(const char *a, const char *b) {
