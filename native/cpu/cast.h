@@ -26,6 +26,55 @@ DIFFIT_INLINE float floatOf(uint32_t u) {
   return x;
 }
 
+/* Every type reads as f32 or, the integers, as i64. */
+DIFFIT_INLINE float widen(float x) { return x; }
+DIFFIT_INLINE float widen(Bf16 x) { return floatOf((uint32_t)x.bits << 16); }
+DIFFIT_INLINE float widen(F16 x) {
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  const uint32_t rebias = magnitude >= 0x7c00 ? 224u << 23 : 112u << 23; /* inf and NaN keep the largest exponent */
+  const uint32_t normal = (magnitude << 13) + rebias;
+  const uint32_t denormal = bitsOf((float)(int32_t)magnitude * 0x1p-24f);
+  return floatOf(sign | (magnitude < 0x0400 ? denormal : normal));
+}
+DIFFIT_INLINE int64_t widen(int32_t x) { return x; }
+DIFFIT_INLINE int64_t widen(int64_t x) { return x; }
+DIFFIT_INLINE int64_t widen(uint8_t x) { return x; }
+
+DIFFIT_INLINE void narrow(float x, float *y) { *y = x; }
+DIFFIT_INLINE void narrow(float x, Bf16 *y) {
+  const uint32_t u = bitsOf(x);
+  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  y->bits = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
+}
+DIFFIT_INLINE void narrow(float x, F16 *y) {
+  const uint32_t u = bitsOf(x), magnitude = u & 0x7fffffff;
+  const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+  /* next to 0.5 an f32 has the spacing of f16's denormals, so this addition rounds to them */
+  const uint32_t denormal = bitsOf(floatOf(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t half = magnitude < 0x38800000 ? denormal : normal;
+  half = magnitude >= 0x477ff000 ? 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? 0x7e00 : half;
+  y->bits = (uint16_t)(half | (u >> 16 & 0x8000));
+}
+DIFFIT_INLINE void narrow(float x, int32_t *y) {
+  *y = x != x ? 0 : x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : (int32_t)x;
+}
+DIFFIT_INLINE void narrow(float x, int64_t *y) {
+  *y = x != x ? 0 : x >= 0x1p63f ? INT64_MAX : x < -0x1p63f ? INT64_MIN : (int64_t)x;
+}
+DIFFIT_INLINE void narrow(float x, uint8_t *y) {
+  const float low = x > 0.0f ? x : 0.0f; /* NaN gives 0 */
+  *y = (uint8_t)(int32_t)(low < 255.0f ? low : 255.0f);
+}
+DIFFIT_INLINE void narrow(int64_t x, float *y) { *y = (float)x; }
+DIFFIT_INLINE void narrow(int64_t x, Bf16 *y) { narrow((float)x, y); }
+DIFFIT_INLINE void narrow(int64_t x, F16 *y) { narrow((float)x, y); }
+DIFFIT_INLINE void narrow(int64_t x, int32_t *y) {
+  *y = (int32_t)(x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : x);
+}
+DIFFIT_INLINE void narrow(int64_t x, int64_t *y) { *y = x; }
+DIFFIT_INLINE void narrow(int64_t x, uint8_t *y) { *y = (uint8_t)(x > 255 ? 255 : x < 0 ? 0 : x); }
+
 /* ---- vectors of bf16, and of either type --------------------------------------------------------------- */
 
 typedef uint16_t vuHalf __attribute__((vector_size(kLanes * 2)));
@@ -83,6 +132,12 @@ DIFFIT_INLINE void storePartial(AnyFloats p, vf v, int64_t n) {
   p.shift == 1 ? storePartial((Bf16 *)p.data, v, n) : storePartial((float *)p.data, v, n);
 }
 
+/* The first element. */
+DIFFIT_INLINE float element(const float *p) { return *p; }
+DIFFIT_INLINE float element(AnyFloats p) {
+  return p.shift == 1 ? widen(*(const Bf16 *)p.data) : *(const float *)p.data;
+}
+
 DIFFIT_INLINE bool isFloat(const diffit_tensor *t) { return t->dtype == DIFFIT_F32 || t->dtype == DIFFIT_BF16; }
 
 /* f(data...) of the tensors, as `float *` where all are f32, else as AnyFloats; absent ones give a null pointer. */
@@ -97,59 +152,50 @@ DIFFIT_INLINE void withFloats(const F &f, const Tensors *...tensors) {
 
 /* ---- conversions ---------------------------------------------------------------------------------------- */
 
-/* Every type reads as f32 or, the integers, as i64. */
-DIFFIT_INLINE float widen(float x) { return x; }
-DIFFIT_INLINE float widen(Bf16 x) { return floatOf((uint32_t)x.bits << 16); }
-DIFFIT_INLINE float widen(F16 x) {
-  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-  const uint32_t rebias = magnitude >= 0x7c00 ? 224u << 23 : 112u << 23; /* inf and NaN keep the largest exponent */
-  const uint32_t normal = (magnitude << 13) + rebias;
-  const uint32_t denormal = bitsOf((float)(int32_t)magnitude * 0x1p-24f);
-  return floatOf(sign | (magnitude < 0x0400 ? denormal : normal));
+/* By vectors, where the processor or narrowVector has a faster way than the compiler finds for the loop below. */
+#if defined(__AVX512F__)
+DIFFIT_INLINE vf load(const F16 *p) {
+  return (vf)_mm512_maskz_cvtph_ps((__mmask16)-1, _mm256_loadu_si256((const __m256i *)p));
 }
-DIFFIT_INLINE int64_t widen(int32_t x) { return x; }
-DIFFIT_INLINE int64_t widen(int64_t x) { return x; }
-DIFFIT_INLINE int64_t widen(uint8_t x) { return x; }
+DIFFIT_INLINE void store(F16 *p, vf v) {
+  _mm256_storeu_si256((__m256i *)p,
+                      _mm512_maskz_cvtps_ph((__mmask16)-1, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__F16C__)
+DIFFIT_INLINE vf load(const F16 *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+DIFFIT_INLINE void store(F16 *p, vf v) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+DIFFIT_INLINE vf load(const F16 *p) {
+  vf v;
+  for (int i = 0; i < kLanes; i++) v[i] = widen(p[i]);
+  return v;
+}
+DIFFIT_INLINE void store(F16 *p, vf v) {
+  for (int i = 0; i < kLanes; i++) narrow(v[i], &p[i]);
+}
+#endif
 
-DIFFIT_INLINE void narrow(float x, float *y) { *y = x; }
-DIFFIT_INLINE void narrow(float x, Bf16 *y) {
-  const uint32_t u = bitsOf(x);
-  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  y->bits = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
-}
-DIFFIT_INLINE void narrow(float x, F16 *y) {
-  const uint32_t u = bitsOf(x), magnitude = u & 0x7fffffff;
-  const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
-  /* next to 0.5 an f32 has the spacing of f16's denormals, so this addition rounds to them */
-  const uint32_t denormal = bitsOf(floatOf(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t half = magnitude < 0x38800000 ? denormal : normal;
-  half = magnitude >= 0x477ff000 ? 0x7c00 : half;
-  half = magnitude > 0x7f800000 ? 0x7e00 : half;
-  y->bits = (uint16_t)(half | (u >> 16 & 0x8000));
-}
-DIFFIT_INLINE void narrow(float x, int32_t *y) {
-  *y = x != x ? 0 : x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : (int32_t)x;
-}
-DIFFIT_INLINE void narrow(float x, int64_t *y) {
-  *y = x != x ? 0 : x >= 0x1p63f ? INT64_MAX : x < -0x1p63f ? INT64_MIN : (int64_t)x;
-}
-DIFFIT_INLINE void narrow(float x, uint8_t *y) {
-  const float low = x > 0.0f ? x : 0.0f; /* NaN gives 0 */
-  *y = (uint8_t)(int32_t)(low < 255.0f ? low : 255.0f);
-}
-DIFFIT_INLINE void narrow(int64_t x, float *y) { *y = (float)x; }
-DIFFIT_INLINE void narrow(int64_t x, Bf16 *y) { narrow((float)x, y); }
-DIFFIT_INLINE void narrow(int64_t x, F16 *y) { narrow((float)x, y); }
-DIFFIT_INLINE void narrow(int64_t x, int32_t *y) {
-  *y = (int32_t)(x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : x);
-}
-DIFFIT_INLINE void narrow(int64_t x, int64_t *y) { *y = x; }
-DIFFIT_INLINE void narrow(int64_t x, uint8_t *y) { *y = (uint8_t)(x > 255 ? 255 : x < 0 ? 0 : x); }
+/* Whether elements are converted by way of a vector of f32. */
+template <class From, class To>
+static constexpr bool kByVectors = false;
+template <>
+constexpr bool kByVectors<float, F16> = true;
+template <>
+constexpr bool kByVectors<F16, float> = true;
+template <>
+constexpr bool kByVectors<float, Bf16> = true;
+template <>
+constexpr bool kByVectors<Bf16, float> = true;
 
 /* Pointers are parameters here, not captures: bytes written may alias a captured pointer, and the loop stays scalar. */
 template <class From, class To>
 static void castRange(const From *x, To *y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) narrow(widen(x[i]), &y[i]);
+  int64_t i = 0;
+  if constexpr (kByVectors<From, To>)
+    for (; i + kLanes <= n; i += kLanes) store(y + i, load(x + i));
+  for (; i < n; i++) narrow(widen(x[i]), &y[i]);
 }
 
 template <class From, class To>

@@ -1,5 +1,5 @@
 /*
- * Elementwise operations on f32: unary and its gradient, affine, clamp, binary and where with broadcasting, linear
+ * Elementwise operations on f32 and bf16: unary and its gradient, affine, clamp, binary and where with broadcasting, linear
  * combination; fill of any type. (Conversions are in cast.h.)
  *
  * Memory traffic: every input is read once, the output written once; tensors beyond the caches run at the speed of
@@ -21,14 +21,29 @@ DIFFIT_INLINE void mapVectors(X x, Y y, int64_t begin, int64_t end, Op op) {
 }
 
 /* y[i] = op(a[i], b[i]); an operand whose step is 0 stays at its first element. */
-template <int stepA, int stepB, class Op>
-DIFFIT_INLINE void mapVectors2(const float *a, const float *b, float *y, int64_t n, Op op) {
-  const vf a0 = set1(a[0]), b0 = set1(b[0]);
+template <int stepA, int stepB, class A, class B, class Y, class Op>
+DIFFIT_INLINE void mapVectors2(A a, B b, Y y, int64_t n, Op op) {
+  const vf a0 = stepA ? vf{} : set1(element(a)), b0 = stepB ? vf{} : set1(element(b));
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(y + i, op(stepA ? load(a + i) : a0, stepB ? load(b + i) : b0));
   if (i < n) {
     const vf av = stepA ? loadPartial(a + i, n - i) : a0, bv = stepB ? loadPartial(b + i, n - i) : b0;
     storePartial(y + i, op(av, bv), n - i);
+  }
+}
+
+/* f(get, put) once per vector of a row of n elements, where get(p) loads p's part and put(p, v) stores it; the last part
+   may be shorter, get fills it with zeros. */
+template <class F>
+DIFFIT_INLINE void eachVector(int64_t n, const F &f) {
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    f([j](auto p) { return load(p + j); }, [j](auto p, vf v) { store(p + j, v); });
+  }
+  if (j < n) {
+    const int64_t rest = n - j;
+    f([j, rest](auto p) { return loadPartial(p + j, rest); },
+      [j, rest](auto p, vf v) { storePartial(p + j, v, rest); });
   }
 }
 
@@ -73,8 +88,8 @@ static diffit_status unary_op(diffit_context *ctx, const diffit_tensor *x, diffi
   return status;
 }
 
-template <int kind>
-static void unaryBackwardLoop(diffit_context *ctx, const float *x, const float *dy, float *dx, int64_t n) {
+template <int kind, class P>
+static void unaryBackwardLoop(diffit_context *ctx, P x, P dy, P dx, int64_t n) {
   parallelChunks(ctx, n, kElementGrain, [=](int64_t begin, int64_t end, int) {
     mapVectors2<1, 1>(x + begin, dy + begin, dx + begin, end - begin,
                       [](vf v, vf g) { return unaryDerivative(kind, v) * g; });
@@ -83,13 +98,16 @@ static void unaryBackwardLoop(diffit_context *ctx, const float *x, const float *
 
 static diffit_status unary_backward_op(diffit_context *ctx, const diffit_tensor *x, const diffit_tensor *dy,
                                        diffit_tensor *dx, int64_t kind) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(dy);
-  REQUIRE_F32(dx);
+  REQUIRE_FLOAT(x);
+  REQUIRE_FLOAT(dy);
+  REQUIRE_FLOAT(dx);
   REQUIRE(numel(x) == numel(dy) && numel(x) == numel(dx));
   REQUIRE(kind >= 0 && kind <= DIFFIT_SQUARE);
-  withConstant<DIFFIT_SQUARE>(
-      kind, [&](auto k) { unaryBackwardLoop<decltype(k)::value>(ctx, f32(x), f32(dy), f32(dx), numel(x)); });
+  withConstant<DIFFIT_SQUARE>(kind, [&](auto k) {
+    withFloats(
+        [&](auto in, auto grad, auto out) { unaryBackwardLoop<decltype(k)::value>(ctx, in, grad, out, numel(x)); }, x,
+        dy, dx);
+  });
   return DIFFIT_OK;
 }
 
@@ -104,31 +122,33 @@ static diffit_status clamp_op(diffit_context *ctx, const diffit_tensor *x, diffi
   return mapTensor(ctx, x, y, [=](vf v) { return vclamp(v, lo, hi); });
 }
 
+template <class P>
+static void combine(diffit_context *ctx, P a, P b, P c, P y, int64_t n, float wa, float wb, float wc) {
+  parallelChunks(ctx, n, kElementGrain, [=](int64_t begin, int64_t end, int) {
+    if (!c) {
+      mapVectors2<1, 1>(a + begin, b + begin, y + begin, end - begin, [=](vf u, vf v) { return u * wa + v * wb; });
+      return;
+    }
+    eachVector(end - begin, [=](auto get, auto put) {
+      const vf u = get(a + begin), v = get(b + begin),
+               w = get(c + begin); /* first: then every type contracts the sum alike */
+      put(y + begin, u * wa + v * wb + w * wc);
+    });
+  });
+}
+
 static diffit_status linear_combination_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b,
                                            const diffit_tensor *c, diffit_tensor *y, double ca, double cb, double cc) {
-  REQUIRE_F32(a);
-  REQUIRE(!b || (b->dtype == DIFFIT_F32 && numel(b) == numel(a)));
-  REQUIRE(!c || (c->dtype == DIFFIT_F32 && numel(c) == numel(a)));
-  REQUIRE_F32(y);
+  REQUIRE_FLOAT(a);
+  REQUIRE(!b || (isFloat(b) && numel(b) == numel(a)));
+  REQUIRE(!c || (isFloat(c) && numel(c) == numel(a)));
+  REQUIRE_FLOAT(y);
   REQUIRE(numel(y) == numel(a));
   if (!b && c) return linear_combination_op(ctx, a, c, nullptr, y, ca, cc, 0);
   if (!b) return affine_op(ctx, a, y, ca, 0);
-  const float *pa = f32(a), *pb = f32(b), *pc = c ? f32(c) : nullptr;
-  float *out = f32(y);
-  const float wa = (float)ca, wb = (float)cb, wc = (float)cc;
-  parallelChunks(ctx, numel(a), kElementGrain, [=](int64_t begin, int64_t end, int) {
-    if (!pc) {
-      mapVectors2<1, 1>(pa + begin, pb + begin, out + begin, end - begin, [=](vf u, vf v) { return u * wa + v * wb; });
-      return;
-    }
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) store(out + i, load(pa + i) * wa + load(pb + i) * wb + load(pc + i) * wc);
-    const int64_t rest = end - i;
-    if (rest > 0) {
-      const vf sum = loadPartial(pa + i, rest) * wa + loadPartial(pb + i, rest) * wb + loadPartial(pc + i, rest) * wc;
-      storePartial(out + i, sum, rest);
-    }
-  });
+  withFloats([&](auto pa, auto pb, auto pc,
+                 auto out) { combine(ctx, pa, pb, pc, out, numel(a), (float)ca, (float)cb, (float)cc); },
+             a, b, c, y);
   return DIFFIT_OK;
 }
 
@@ -223,14 +243,13 @@ DIFFIT_INLINE vf binaryVector(vf a, vf b) {
   }
 }
 
-template <int kind>
-static void binaryLoop(diffit_context *ctx, const Broadcast &plan, const float *a, const float *b, float *y,
-                       int64_t n) {
+template <int kind, class P>
+static void binaryLoop(diffit_context *ctx, const Broadcast &plan, P a, P b, P y, int64_t n) {
   const int inner = plan.ndim - 1;
   const int64_t steps = plan.strides[0][inner] * 2 + plan.strides[1][inner];
   parallelChunks(ctx, n, kElementGrain, [=, &plan](int64_t begin, int64_t end, int) {
     broadcastRows(plan, 2, begin, end, [=](const int64_t *offsets, int64_t at, int64_t length) {
-      const float *pa = a + offsets[0], *pb = b + offsets[1];
+      const P pa = a + offsets[0], pb = b + offsets[1];
       const auto op = [](vf u, vf v) { return binaryVector<kind>(u, v); };
       switch (steps) {
         case 3:
@@ -264,9 +283,7 @@ static void compareIntegers(diffit_context *ctx, const Broadcast &plan, const in
 static diffit_status binary_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b, diffit_tensor *y,
                                int64_t kind) {
   const bool integers = a->dtype == DIFFIT_I64 && (kind == DIFFIT_EQUAL || kind == DIFFIT_LESS);
-  REQUIRE(integers || a->dtype == DIFFIT_F32);
-  REQUIRE(b->dtype == a->dtype);
-  REQUIRE_F32(y);
+  REQUIRE(integers ? b->dtype == DIFFIT_I64 && y->dtype == DIFFIT_F32 : isFloat(a) && isFloat(b) && isFloat(y));
   REQUIRE(kind >= 0 && kind <= DIFFIT_LESS);
   const diffit_tensor *operands[] = {a, b};
   Broadcast plan;
@@ -276,8 +293,10 @@ static diffit_status binary_op(diffit_context *ctx, const diffit_tensor *a, cons
   if (integers) {
     compareIntegers(ctx, plan, (const int64_t *)a->data, (const int64_t *)b->data, f32(y), n, kind == DIFFIT_EQUAL);
   } else {
-    withConstant<DIFFIT_LESS>(kind,
-                              [&](auto k) { binaryLoop<decltype(k)::value>(ctx, plan, f32(a), f32(b), f32(y), n); });
+    withConstant<DIFFIT_LESS>(kind, [&](auto k) {
+      withFloats([&](auto pa, auto pb, auto out) { binaryLoop<decltype(k)::value>(ctx, plan, pa, pb, out, n); }, a, b,
+                 y);
+    });
   }
   return DIFFIT_OK;
 }

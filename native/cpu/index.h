@@ -268,50 +268,54 @@ static diffit_status scatter_add_rows_op(diffit_context *ctx, const diffit_tenso
 
 /* ---- upsampling --------------------------------------------------------------------------------- */
 
+/* Copies pixels, so it knows their bytes alone. */
 static diffit_status upsample2x_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y) {
-  REQUIRE_F32(x);
-  REQUIRE_F32(y);
+  REQUIRE_FLOAT(x);
+  REQUIRE(y->dtype == x->dtype);
   REQUIRE(x->ndim == 4 && y->ndim == 4);
   REQUIRE(y->shape[0] == x->shape[0] && y->shape[3] == x->shape[3]);
   REQUIRE(y->shape[1] == 2 * x->shape[1] && y->shape[2] == 2 * x->shape[2]);
   const int64_t w = x->shape[2], c = x->shape[3];
   if (numel(x) == 0) return DIFFIT_OK;
-  const float *in = f32(x);
-  float *out = f32(y);
-  const size_t pixel = (size_t)c * sizeof(float);
+  const char *in = (const char *)x->data;
+  char *out = (char *)y->data;
+  const int64_t pixel = c * elementSize(x->dtype);
   parallelChunks(ctx, x->shape[0] * x->shape[1], imax(1, 8192 / (w * c)), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
-      float *upper = out + r * 4 * w * c;
+      char *upper = out + r * 4 * w * pixel;
       for (int64_t i = 0; i < w; i++) {
-        memcpy(upper + 2 * i * c, in + (r * w + i) * c, pixel);
-        memcpy(upper + (2 * i + 1) * c, in + (r * w + i) * c, pixel);
+        memcpy(upper + 2 * i * pixel, in + (r * w + i) * pixel, (size_t)pixel);
+        memcpy(upper + (2 * i + 1) * pixel, in + (r * w + i) * pixel, (size_t)pixel);
       }
-      memcpy(upper + 2 * w * c, upper, (size_t)(2 * w) * pixel);
+      memcpy(upper + 2 * w * pixel, upper, (size_t)(2 * w * pixel));
     }
   });
   return DIFFIT_OK;
 }
 
-static diffit_status upsample2x_backward_op(diffit_context *ctx, const diffit_tensor *dy, diffit_tensor *dx) {
-  REQUIRE_F32(dy);
-  REQUIRE_F32(dx);
-  REQUIRE(dx->ndim == 4 && dy->ndim == 4);
-  REQUIRE(dy->shape[0] == dx->shape[0] && dy->shape[3] == dx->shape[3]);
-  REQUIRE(dy->shape[1] == 2 * dx->shape[1] && dy->shape[2] == 2 * dx->shape[2]);
-  const int64_t w = dx->shape[2], c = dx->shape[3];
-  if (numel(dx) == 0) return DIFFIT_OK;
-  const float *in = f32(dy);
-  float *out = f32(dx);
-  parallelChunks(ctx, dx->shape[0] * dx->shape[1], imax(1, 8192 / (w * c)), [=](int64_t begin, int64_t end, int) {
+template <class P>
+static void sumPixels2x2(diffit_context *ctx, P dy, P dx, int64_t lines, int64_t w, int64_t c) {
+  parallelChunks(ctx, lines, imax(1, 8192 / (w * c)), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
       for (int64_t i = 0; i < w; i++) {
-        const float *upper = in + (r * 4 * w + 2 * i) * c, *lower = upper + 2 * w * c;
-        eachVector(c, [=, to = out + (r * w + i) * c](auto get, auto put) {
+        const P upper = dy + (r * 4 * w + 2 * i) * c, lower = upper + 2 * w * c;
+        eachVector(c, [=, to = dx + (r * w + i) * c](auto get, auto put) {
           put(to, (get(upper) + get(upper + c)) + (get(lower) + get(lower + c)));
         });
       }
     }
   });
+}
+
+static diffit_status upsample2x_backward_op(diffit_context *ctx, const diffit_tensor *dy, diffit_tensor *dx) {
+  REQUIRE_FLOAT(dy);
+  REQUIRE(dx->dtype == dy->dtype);
+  REQUIRE(dx->ndim == 4 && dy->ndim == 4);
+  REQUIRE(dy->shape[0] == dx->shape[0] && dy->shape[3] == dx->shape[3]);
+  REQUIRE(dy->shape[1] == 2 * dx->shape[1] && dy->shape[2] == 2 * dx->shape[2]);
+  if (numel(dx) == 0) return DIFFIT_OK;
+  const int64_t lines = dx->shape[0] * dx->shape[1];
+  withFloats([&](auto in, auto out) { sumPixels2x2(ctx, in, out, lines, dx->shape[2], dx->shape[3]); }, dy, dx);
   return DIFFIT_OK;
 }
 

@@ -13,7 +13,8 @@
 static constexpr int64_t kSumBlock = 1024;
 
 /* Sum of n floats: blocks in f32, the whole in f64. */
-static double sumRow(const float *x, int64_t n) {
+template <class X>
+static double sumRow(X x, int64_t n) {
   double total = 0;
   for (int64_t at = 0; at < n; at += kSumBlock) {
     const int64_t end = imin(n, at + kSumBlock);
@@ -35,8 +36,9 @@ static double sumRow(const float *x, int64_t n) {
 /* The larger one, NaN if there is one. */
 DIFFIT_INLINE float maxOrNan(float a, float b) { return b > a || b != b ? b : a; }
 
-static float maxRow(const float *x, int64_t n) {
-  float best = x[0];
+template <class X>
+static float maxRow(X x, int64_t n) {
+  float best = element(x);
   int64_t i = 0;
   if (n >= kLanes) {
     vf a = load(x);
@@ -48,41 +50,28 @@ static float maxRow(const float *x, int64_t n) {
     store(lanes, a);
     for (int l = 0; l < kLanes; l++) best = maxOrNan(best, lanes[l]);
   }
-  for (; i < n; i++) best = maxOrNan(best, x[i]);
+  for (; i < n; i++) best = maxOrNan(best, element(x + i));
   return best;
 }
 
-/* f(get, put) once per vector of a row of n elements, where get(p) loads p's part and put(p, v) stores it; the last part
-   may be shorter, get fills it with zeros. */
-template <class F>
-DIFFIT_INLINE void eachVector(int64_t n, const F &f) {
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    f([j](const float *p) { return load(p + j); }, [j](float *p, vf v) { store(p + j, v); });
-  }
-  if (j < n) {
-    const int64_t rest = n - j;
-    f([j, rest](const float *p) { return loadPartial(p + j, rest); },
-      [j, rest](float *p, vf v) { storePartial(p + j, v, rest); });
-  }
-}
-
 /* sums[j] = sum of x[i, j] over `rows` rows that lie `stride` apart, four rows at a time. */
-static void sumColumns(const float *x, int64_t rows, int64_t columns, int64_t stride, float *sums) {
+template <class X>
+static void sumColumns(X x, int64_t rows, int64_t columns, int64_t stride, float *sums) {
   memset(sums, 0, (size_t)columns * sizeof(float));
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4, x += 4 * stride) {
+  for (; i + 4 <= rows; i += 4, x = x + 4 * stride) {
     eachVector(columns, [=](auto get, auto put) {
       put(sums, get(sums) + ((get(x) + get(x + stride)) + (get(x + 2 * stride) + get(x + 3 * stride))));
     });
   }
-  for (; i < rows; i++, x += stride) {
+  for (; i < rows; i++, x = x + stride) {
     eachVector(columns, [=](auto get, auto put) { put(sums, get(sums) + get(x)); });
   }
 }
 
-static void maxColumns(const float *x, int64_t rows, int64_t columns, int64_t stride, float *best) {
-  memcpy(best, x, (size_t)columns * sizeof(float));
+template <class X>
+static void maxColumns(X x, int64_t rows, int64_t columns, int64_t stride, float *best) {
+  eachVector(columns, [=](auto get, auto put) { put(best, get(x)); });
   for (int64_t i = 1; i < rows; i++) {
     eachVector(columns, [=](auto get, auto put) {
       const vf v = get(x + i * stride), old = get(best);
@@ -105,7 +94,8 @@ static void addPartials(diffit_context *ctx, const float *partials, int64_t coun
 /* ---- reduce ------------------------------------------------------------------------------------ */
 
 /* inner = 1, sum: y[o] = scale * sum of row o. */
-static diffit_status sumRows(diffit_context *ctx, const float *x, float *y, int64_t outer, int64_t n, double scale) {
+template <class X>
+static diffit_status sumRows(diffit_context *ctx, X x, float *y, int64_t outer, int64_t n, double scale) {
   static constexpr int64_t kBlock = 32 * kSumBlock;
   if (n <= kBlock) {
     parallelChunks(ctx, outer, imax(1, kBlock / imax(n, 1)), [=](int64_t begin, int64_t end, int) {
@@ -129,8 +119,9 @@ static diffit_status sumRows(diffit_context *ctx, const float *x, float *y, int6
 }
 
 /* inner > 1, sum and maximum: blocks of rows by strips of columns, then the blocks in order. */
-static diffit_status reduceColumns(diffit_context *ctx, const float *x, float *y, int64_t outer, int64_t n,
-                                   int64_t inner, bool maximum, double scale) {
+template <class X>
+static diffit_status reduceColumns(diffit_context *ctx, X x, float *y, int64_t outer, int64_t n, int64_t inner,
+                                   bool maximum, double scale) {
   static constexpr int64_t kRows = 256, kColumns = 1024, kElements = 65536;
   const int64_t blocks = ceilDiv(n, kRows), strips = ceilDiv(inner, kColumns);
   float *partials = y;
@@ -142,8 +133,8 @@ static diffit_status reduceColumns(diffit_context *ctx, const float *x, float *y
       const int64_t strip = task % strips * kColumns, row = task / strips; /* of the partials: outer, block */
       const int64_t first = row % blocks * kRows, rows = imin(kRows, n - first),
                     columns = imin(kColumns, inner - strip);
-      const float *from = x + (row / blocks * n + first) * inner + strip;
-      (maximum ? maxColumns : sumColumns)(from, rows, columns, inner, partials + row * inner + strip);
+      const X from = x + ((row / blocks * n + first) * inner + strip);
+      (maximum ? maxColumns<X> : sumColumns<X>)(from, rows, columns, inner, partials + row * inner + strip);
     }
   });
   if (blocks == 1) {
@@ -167,13 +158,14 @@ static diffit_status reduceColumns(diffit_context *ctx, const float *x, float *y
 }
 
 /* First index of the largest element; a NaN counts as larger than all numbers. */
-static void argmaxColumns(diffit_context *ctx, const float *x, int64_t *y, int64_t outer, int64_t n, int64_t inner) {
+template <class X>
+static void argmaxColumns(diffit_context *ctx, X x, int64_t *y, int64_t outer, int64_t n, int64_t inner) {
   parallelChunks(ctx, outer * inner, imax(1, 4096 / n), [=](int64_t begin, int64_t end, int) {
     for (int64_t task = begin; task < end; task++) {
-      const float *from = x + task / inner * n * inner + task % inner;
+      const X from = x + (task / inner * n * inner + task % inner);
       int64_t best = 0;
       for (int64_t i = 1; i < n; i++) {
-        const float v = from[i * inner], top = from[best * inner];
+        const float v = element(from + i * inner), top = element(from + best * inner);
         if (top == top && (v > top || v != v)) best = i;
       }
       y[task] = best;
@@ -181,9 +173,26 @@ static void argmaxColumns(diffit_context *ctx, const float *x, int64_t *y, int64
   });
 }
 
+template <class X>
+static diffit_status reduceFrom(diffit_context *ctx, X x, diffit_tensor *y, int64_t kind, int64_t outer, int64_t n,
+                                int64_t inner) {
+  if (kind == DIFFIT_ARGMAX) {
+    argmaxColumns(ctx, x, (int64_t *)y->data, outer, n, inner);
+    return DIFFIT_OK;
+  }
+  const double scale = kind == DIFFIT_MEAN ? 1.0 / (double)n : 1.0;
+  float *out = f32(y);
+  if (inner > 1) return reduceColumns(ctx, x, out, outer, n, inner, kind == DIFFIT_MAX, scale);
+  if (kind != DIFFIT_MAX) return sumRows(ctx, x, out, outer, n, scale);
+  parallelChunks(ctx, outer, imax(1, 16384 / n), [=](int64_t begin, int64_t end, int) {
+    for (int64_t o = begin; o < end; o++) out[o] = maxRow(x + o * n, n);
+  });
+  return DIFFIT_OK;
+}
+
 static diffit_status reduce_op(diffit_context *ctx, const diffit_tensor *x, diffit_tensor *y, int64_t kind,
                                int64_t outer, int64_t n, int64_t inner) {
-  REQUIRE_F32(x);
+  REQUIRE_FLOAT(x);
   REQUIRE(outer >= 0 && n >= 0 && inner >= 0);
   int64_t results, elements;
   REQUIRE(!__builtin_mul_overflow(outer, inner, &results) && numel(y) == results);
@@ -196,19 +205,9 @@ static diffit_status reduce_op(diffit_context *ctx, const diffit_tensor *x, diff
     memset(y->data, 0, (size_t)(outer * inner) * sizeof(float));
     return DIFFIT_OK;
   }
-  if (kind == DIFFIT_ARGMAX) {
-    argmaxColumns(ctx, f32(x), (int64_t *)y->data, outer, n, inner);
-    return DIFFIT_OK;
-  }
-  const double scale = kind == DIFFIT_MEAN ? 1.0 / (double)n : 1.0;
-  if (inner > 1) return reduceColumns(ctx, f32(x), f32(y), outer, n, inner, kind == DIFFIT_MAX, scale);
-  if (kind != DIFFIT_MAX) return sumRows(ctx, f32(x), f32(y), outer, n, scale);
-  const float *in = f32(x);
-  float *out = f32(y);
-  parallelChunks(ctx, outer, imax(1, 16384 / n), [=](int64_t begin, int64_t end, int) {
-    for (int64_t o = begin; o < end; o++) out[o] = maxRow(in + o * n, n);
-  });
-  return DIFFIT_OK;
+  diffit_status status = DIFFIT_OK;
+  withFloats([&](auto in) { status = reduceFrom(ctx, in, y, kind, outer, n, inner); }, x);
+  return status;
 }
 
 /* ---- softmax and cross entropy ------------------------------------------------------------------ */

@@ -80,7 +80,7 @@ static diffit_status sampler_step_op(diffit_context *ctx, const diffit_tensor *x
   };
   if (sigma != 0 && !noise) {
     eachRandomBlock(
-        ctx, x, seed, stream, firstSample, [](auto &w, int n, auto &v) { normalBlock(w, n, v); }, run);
+        ctx, x, seed, stream, firstSample, [](const auto &w, float *to) { normals(w, to); }, run);
     return DIFFIT_OK;
   }
   const int64_t pieces = ceilDiv(size, kElementGrain);

@@ -71,12 +71,21 @@ DIFFIT_INLINE vf vround(vf a) {
   return shifted - magic;
 }
 
+/* Sum of the lanes, halves onto halves: the same order in both ways of writing it. */
 DIFFIT_INLINE float hsum(vf v) {
+#if defined(__AVX512F__)
+  const __m256 eight = _mm256_add_ps((__m256)_mm512_castps512_ps256((__m512)v),
+                                     (__m256)_mm512_maskz_extractf32x8_ps((__mmask8)-1, (__m512)v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
   float t[kLanes];
   store(t, v);
   for (int w = kLanes / 2; w > 0; w /= 2)
     for (int i = 0; i < w; i++) t[i] += t[i + w];
   return t[0];
+#endif
 }
 DIFFIT_INLINE float hmax(vf v) {
   float t[kLanes];
