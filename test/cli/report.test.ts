@@ -42,7 +42,10 @@ t.test('one run, several runs, and machine-readable', async (t) => {
 t.test('what it refuses: one sentence, and its exit code', async (t) => {
   const folder = temporaryFolder(t);
   const none = join(folder, 'none');
-  t.match(await diffit(['report', none]), { code: 1, err: `error: ${none} cannot be read: there is no such file or folder.\n` });
+  t.match(await diffit(['report', none]), {
+    code: 1,
+    err: `error: ${none} cannot be read: there is no such file or folder.\n`,
+  });
   t.match(await diffit(['report', folder]), {
     code: 1,
     err: `error: ${folder} is not the folder of a training run: there is no log.jsonl in it.\n`,
@@ -75,7 +78,11 @@ t.test('it opens the page where someone is looking', { skip: process.platform !=
   t.equal(readFileSync(opened, 'utf8'), join(run, 'report.html'));
 
   writeFileSync(opener, '#!/bin/sh\nexit 3\n');
-  t.match(await diffit(['report', run], true), { code: 0, out: /report\.html\n/, err: /no program here to open it with/ });
+  t.match(await diffit(['report', run], true), {
+    code: 0,
+    out: /report\.html\n/,
+    err: /no program here to open it with/,
+  });
   process.env.PATH = folder;
   t.equal(await openFile(join(run, 'report.html')), false, 'no opener at all');
 });
@@ -85,14 +92,22 @@ t.test('train --report keeps the page and names it', async (t) => {
   const data = join(folder, 'images');
   mkdirSync(data);
   for (let i = 0; i < 4; i++) {
-    await saveImage(join(data, `${i}.png`), { data: new Uint8Array(64).fill(60 * i), width: 8, height: 8, channels: 1 });
+    await saveImage(join(data, `${i}.png`), {
+      data: new Uint8Array(64).fill(60 * i),
+      width: 8,
+      height: 8,
+      channels: 1,
+    });
   }
   const recipe = join(folder, 'recipe.json');
   const model = { ...tinyConfig, numClasses: 0 };
   writeFileSync(recipe, JSON.stringify({ model, data, training: { batch: 2, lr: 1e-3 }, sampler: { steps: 1 } }));
   const argv = ['train', '--recipe', recipe, '--steps', '2', '--sample-every', '1'];
   const out = join(folder, 'run');
-  t.match(await diffit([...argv, '--out', out, '--report']), { code: 0, out: `loss.svg, ${join(out, 'report.html')}\n` });
+  t.match(await diffit([...argv, '--out', out, '--report']), {
+    code: 0,
+    out: `loss.svg, ${join(out, 'report.html')}\n`,
+  });
   const page = readFileSync(join(out, 'report.html'), 'utf8');
   t.match(page, />Finished<.*data-step="1".*data-step="2"/s);
   const plain = join(folder, 'plain');
