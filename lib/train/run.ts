@@ -186,13 +186,11 @@ export class TrainingRun {
     const { trainer } = this;
     const { checkpointEvery = 1000, sampleEvery = 0 } = this.options;
     const due = (step: number, every: number): boolean => every > 0 && step % every === 0;
+    const [{ device }] = trainer.model.parameters();
     await trainer.run(steps, {
       signal: callbacks.signal,
       onStep: async (report) => {
-        await this.log.write({
-          ...report,
-          memoryBytes: memory(this.trainer.model.parameters()[0].device).reservedBytes,
-        });
+        await this.log.write({ ...report, memoryBytes: memory(device).reservedBytes });
         this.report?.touch();
         callbacks.onStep?.(report);
       },

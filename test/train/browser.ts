@@ -4,7 +4,7 @@
  */
 import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
-import { type Browser, chromium } from 'playwright-core';
+import type { Browser } from 'playwright-core';
 import type { Test } from 'tap';
 
 const names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'];
@@ -34,6 +34,7 @@ export async function openBrowser(t: Test): Promise<Browser | undefined> {
     else t.pass('a page in a browser', { skip: reason });
     return undefined;
   }
+  const { chromium } = await import('playwright-core');
   // Its sandbox refuses to work for root, which containers often are.
   const browser = await chromium.launch({ executablePath, args: process.getuid?.() === 0 ? ['--no-sandbox'] : [] });
   t.teardown(() => browser.close());

@@ -190,7 +190,7 @@ t.test('a report in a browser', async (t) => {
     t.equal(await slider.inputValue(), '2');
     t.equal(await viewer.getAttribute('src'), sources[1]);
     await page.locator('#play').click();
-    await page.waitForFunction("document.querySelector('#play').textContent === 'Play'");
+    await page.locator('#play', { hasText: 'Play' }).waitFor();
     t.equal(await viewer.getAttribute('src'), sources[0], 'playing ends at the last');
     await page.close();
   });
