@@ -46,7 +46,9 @@ export function deviceId(name: DeviceName): DeviceId {
 
 /** The one name of a device: the first of its kind goes without a number. */
 export function canonicalName(name: DeviceName): DeviceName {
-  return typeof name === 'string' && /^cuda.*:0+$/.test(name) ? name.slice(0, name.indexOf(':')) : name;
+  return typeof name === 'string' && name.startsWith('cuda') && /:0+$/.test(name)
+    ? name.slice(0, name.indexOf(':'))
+    : name;
 }
 
 /** The shared library of a device's backend; '' for the CPU's, which is in the addon. Throws DeviceError when there is none. */

@@ -70,8 +70,16 @@ export function normalizeAxis(axis: number, ndim: number, op: string): number {
   return axis < 0 ? axis + ndim : axis;
 }
 
+/** Is it a shape of `total` elements? */
+function fits(shape: Shape, total: number): boolean {
+  if (shape.length > maxDims || numel(shape) !== total) return false;
+  for (let i = 0; i < shape.length; i++) if (!Number.isSafeInteger(shape[i]) || shape[i] < 0) return false;
+  return true;
+}
+
 /** `shape` with one -1 replaced by what is left of `total` elements. */
 export function inferShape(shape: Shape, total: number, from: Shape): number[] {
+  if (fits(shape, total)) return [...shape];
   const unknown = shape.indexOf(-1);
   const result = [...shape];
   if (unknown >= 0) {

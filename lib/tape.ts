@@ -71,8 +71,8 @@ export function record(
 
 /** Would an operation on these inputs be recorded? */
 export function needsGrad(inputs: readonly (Tensor | undefined)[]): boolean {
-  if (!inputs.some((input) => input?.requiresGrad)) return false;
-  return gradEnabled();
+  for (const input of inputs) if (input?.requiresGrad) return gradEnabled();
+  return false;
 }
 
 type Backward = (root: Tensor, gradient?: Tensor) => void;

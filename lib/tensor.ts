@@ -14,7 +14,7 @@ import { native, type TensorId } from './native.js';
 import * as elementwise from './ops/elementwise.js';
 import * as index from './ops/index.js';
 import * as reduce from './ops/reduce.js';
-import { adopt, keep } from './scope.js';
+import { adopt } from './scope.js';
 import { checkShape, format, numel, type Shape } from './shape.js';
 import { type Node, runBackward } from './tape.js';
 
@@ -28,29 +28,61 @@ export interface TensorOptions {
   requiresGrad?: boolean;
 }
 
-/** A native id shared by the tensors that alias it; the last one out releases it, the collector if nobody did. */
+/**
+ * A native id shared by the tensors that alias it; the last one out releases it, the collector if nobody did. Handles are used again:
+ * to watch each tensor's own would be most of the collector's work.
+ */
 class Handle {
-  private references = 1;
-  /** @param buffer Tensors over the same buffer, this one not yet counted; views have ids of their own but share it. */
-  constructor(
-    readonly id: TensorId,
-    readonly buffer = { users: 0, writes: 0 },
-  ) {
-    buffer.users++;
-    collected.register(this, id);
+  /** What the collector needs of it. */
+  private readonly watched: { id: TensorId } = { id: 0 };
+  private references = 0;
+  /** The handle of the whole buffer, which counts for all its views, too: the tensors over it, and what was written to it. */
+  buffer: Handle = this;
+  users = 0;
+  writes = 0;
+
+  private constructor() {
+    collected.register(this, this.watched);
   }
+
+  /** Of a new id, with one tensor; of a view, with the handle of what it looks into. */
+  static of(id: TensorId, base?: Handle): Handle {
+    const handle = idle.pop() ?? new Handle();
+    handle.watched.id = id;
+    handle.writes = 0;
+    if (base) handle.buffer = base.buffer;
+    return handle.retain();
+  }
+
+  get id(): TensorId {
+    return this.watched.id;
+  }
+
   retain(): this {
     this.references++;
     this.buffer.users++;
     return this;
   }
+
   release(): void {
-    this.buffer.users--;
-    if (--this.references === 0) native.release(this.id);
+    const { buffer } = this;
+    if (--this.references === 0) {
+      native.release(this.watched.id);
+      this.watched.id = 0;
+      if (buffer !== this) this.rest();
+    }
+    if (--buffer.users === 0) buffer.rest();
+  }
+
+  private rest(): void {
+    this.buffer = this;
+    if (idle.length < maxIdle) idle.push(this);
   }
 }
+const idle: Handle[] = [];
+const maxIdle = 4096;
 // Releasing an id twice is harmless: a stale one is ignored.
-const collected = new FinalizationRegistry<TensorId>((id) => native.release(id));
+const collected = new FinalizationRegistry<{ readonly id: TensorId }>(({ id }) => native.release(id));
 
 /** See the header of this file. Make one with {@link tensor}, {@link zeros}, {@link ones}, {@link full}, {@link arange}, randn. */
 export class Tensor implements Disposable {
@@ -68,16 +100,17 @@ export class Tensor implements Disposable {
     readonly shape: Shape,
     readonly dtype: DType,
     readonly device: DeviceName,
+    owned = true,
   ) {
-    adopt(this);
+    if (owned) adopt(this);
   }
 
-  /** A tensor with undefined contents. @internal */
+  /** A tensor with undefined contents, which keeps `shape`. @internal */
   static empty(shape: Shape, dtype: DType = 'f32', device: DeviceName = defaultDevice()): Tensor {
     const [a, b, c, d, e, f] = shape;
     try {
       const id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
-      return new Tensor(new Handle(id), [...shape], dtype, canonicalName(device));
+      return new Tensor(Handle.of(id), shape, dtype, canonicalName(device));
     } catch (error) {
       throw fromNative(error);
     }
@@ -92,7 +125,7 @@ export class Tensor implements Disposable {
         `fromBytes: ${format(shape)} of ${dtype} is ${numel(shape) * itemSize(dtype)} bytes, got ${bytes.byteLength}.`,
       );
     }
-    const result = Tensor.empty(shape, dtype, device);
+    const result = Tensor.empty([...shape], dtype, device);
     if (bytes.byteLength > 0) native.write(result.id, bytes, 0);
     return result;
   }
@@ -107,10 +140,10 @@ export class Tensor implements Disposable {
     return this.handle.id;
   }
 
-  /** Another tensor over the same buffer, outside the tape. @internal */
+  /** Another tensor over the same buffer, outside the tape and of no scope. @internal */
   alias(): Tensor {
     void this.id;
-    return keep(new Tensor(this.handle.retain(), this.shape, this.dtype, this.device));
+    return new Tensor(this.handle.retain(), this.shape, this.dtype, this.device, false);
   }
 
   /** Another view of the same bytes, outside the tape. @internal */
@@ -128,7 +161,7 @@ export class Tensor implements Disposable {
       e,
       f,
     );
-    return new Tensor(new Handle(id, this.handle.buffer), shape, this.dtype, this.device);
+    return new Tensor(Handle.of(id, this.handle), shape, this.dtype, this.device);
   }
 
   /** Does another tensor or the tape use the same buffer, as an alias or a view? @internal */
@@ -348,7 +381,7 @@ export function tensor(
 /** A tensor filled with one value. */
 export function full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
   checkShape(shape, 'full');
-  const result = Tensor.empty(shape, options.dtype, options.device);
+  const result = Tensor.empty([...shape], options.dtype, options.device);
   native.ops.fill(result.id, value);
   return withGradient(result, options);
 }

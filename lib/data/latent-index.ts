@@ -5,45 +5,47 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
 import type { DType } from '../dtype.js';
 import { DataError, FileError, FileFormatError } from '../errors.js';
 import { quote, toFileError, writeAtomically } from '../io/files.js';
 import { readSafetensorsHeader } from '../io/safetensors.js';
 import { type SafetensorsEntry, tensorDType } from '../io/safetensors-format.js';
+import { type Output, schema } from '../options.js';
 import { format, sameShape } from '../shape.js';
 
 const indexName = 'latents.json';
-const count = z.int().min(1);
 
-const indexSchema = z.strictObject({
-  format: z.literal('diffit-latents'),
-  formatVersion: z.literal(1),
-  settings: z.strictObject({
-    /** Images in all, once every shard is there. */
-    images: count,
-    /** [height, width, channels] of the images. */
-    imageShape: z.tuple([count, count, count]),
-    /** [channels, height, width] of their latents. */
-    latentShape: z.tuple([count, count, count]),
-    /** What a diffusion model multiplies the latents by. */
-    scalingFactor: z.number().positive(),
-    /** 0 for an unlabelled set. */
-    numClasses: z.int().min(0),
-    classNames: z.array(z.string()).optional(),
-    /** Are the mirrored images there too? */
-    mirrored: z.boolean(),
-    dtype: z.enum(['f32', 'f16', 'bf16']),
-    /** SHA-256 of the weights that encoded them. */
-    vae: z.string(),
-  }),
-  /** In the order of the images. */
-  shards: z.array(z.strictObject({ file: z.string().regex(/^shard-\d{5,}\.safetensors$/), images: count })),
+const indexSchema = schema((z) => {
+  const count = z.int().min(1);
+  return z.strictObject({
+    format: z.literal('diffit-latents'),
+    formatVersion: z.literal(1),
+    settings: z.strictObject({
+      /** Images in all, once every shard is there. */
+      images: count,
+      /** [height, width, channels] of the images. */
+      imageShape: z.tuple([count, count, count]),
+      /** [channels, height, width] of their latents. */
+      latentShape: z.tuple([count, count, count]),
+      /** What a diffusion model multiplies the latents by. */
+      scalingFactor: z.number().positive(),
+      /** 0 for an unlabelled set. */
+      numClasses: z.int().min(0),
+      classNames: z.array(z.string()).optional(),
+      /** Are the mirrored images there too? */
+      mirrored: z.boolean(),
+      dtype: z.enum(['f32', 'f16', 'bf16']),
+      /** SHA-256 of the weights that encoded them. */
+      vae: z.string(),
+    }),
+    /** In the order of the images. */
+    shards: z.array(z.strictObject({ file: z.string().regex(/^shard-\d{5,}\.safetensors$/), images: count })),
+  });
 });
 
 /** What latents were made from and how; the same for all shards of a folder. */
-export type LatentSettings = z.output<typeof indexSchema>['settings'];
-export type LatentIndex = Omit<z.output<typeof indexSchema>, 'format' | 'formatVersion'>;
+export type LatentSettings = Output<typeof indexSchema>['settings'];
+export type LatentIndex = Omit<Output<typeof indexSchema>, 'format' | 'formatVersion'>;
 export type LatentShard = LatentIndex['shards'][number];
 
 /** Does a folder with these files hold latents? */
@@ -65,7 +67,7 @@ export async function readLatentIndex(dir: string): Promise<LatentIndex | undefi
   } catch (cause) {
     throw new FileFormatError(`${path} is not JSON: ${(cause as Error).message}.`, { path, cause });
   }
-  const result = indexSchema.safeParse(value);
+  const result = indexSchema().safeParse(value);
   if (result.success) return { settings: result.data.settings, shards: result.data.shards };
   const [{ path: at, message }] = result.error.issues;
   throw new FileFormatError(`${path} is no sound index of latents: ${at.join('.')}: ${message}.`, { path });

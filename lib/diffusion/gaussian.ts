@@ -6,13 +6,12 @@
  * A timestep t of a method is an index 0 .. numTimesteps - 1 of the (respaced) process; the network sees timesteps[t],
  * its place among the steps of training. t is one number for the whole batch, or one per sample.
  */
-import { z } from 'zod';
 import { OptionError } from '../errors.js';
 import { checkShapeOf } from '../ops/check.js';
 import { add, affine, clamp, linearCombination, mul, sub, where } from '../ops/elementwise.js';
 import { slice } from '../ops/index.js';
 import { mean } from '../ops/reduce.js';
-import { parseOptions } from '../options.js';
+import { type Input, type Output, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { type Tensor, tensor, zeros } from '../tensor.js';
 import { discretizedGaussianNll, normalKl } from './likelihood.js';
@@ -42,27 +41,29 @@ export type Timestep = number | ArrayLike<number>;
 
 type Weighting = 'uniform' | `min-snr-${number}`;
 
-const optionsSchema = z.strictObject({
-  /** T, timesteps of training. */
-  steps: z.int().min(2).default(1000),
-  schedule: z.enum(['linear', 'cosine']).default('linear'),
-  /** Which timesteps are kept, see respace(): "250", "10,15,20", "ddim50". Default: all. */
-  respacing: z.string().default(''),
-  /** The network's second C channels choose the variance; otherwise it is beta (the posterior's at t = 0). */
-  learnSigma: z.boolean().default(true),
-  /** Multiply the variational term of the training loss by numTimesteps / 1000. */
-  rescaledVlb: z.boolean().default(false),
-  /** Weights of the noise-prediction loss by timestep: "min-snr-5" is min(SNR, 5) / SNR. */
-  weighting: z
-    .custom<Weighting>(
-      (value) => value === 'uniform' || (typeof value === 'string' && /^min-snr-(?=.*[1-9])\d+(\.\d+)?$/.test(value)),
-      'expected "uniform", or "min-snr-" and a number above 0 ("min-snr-5")',
-    )
-    .default('uniform'),
-});
+const optionsSchema = schema((z) =>
+  z.strictObject({
+    /** T, timesteps of training. */
+    steps: z.int().min(2).default(1000),
+    schedule: z.enum(['linear', 'cosine']).default('linear'),
+    /** Which timesteps are kept, see respace(): "250", "10,15,20", "ddim50". Default: all. */
+    respacing: z.string().default(''),
+    /** The network's second C channels choose the variance; otherwise it is beta (the posterior's at t = 0). */
+    learnSigma: z.boolean().default(true),
+    /** Multiply the variational term of the training loss by numTimesteps / 1000. */
+    rescaledVlb: z.boolean().default(false),
+    /** Weights of the noise-prediction loss by timestep: "min-snr-5" is min(SNR, 5) / SNR. */
+    weighting: z
+      .custom<Weighting>(
+        (value) => value === 'uniform' || (typeof value === 'string' && /^min-snr-(?=.*[1-9])\d+(\.\d+)?$/.test(value)),
+        'expected "uniform", or "min-snr-" and a number above 0 ("min-snr-5")',
+      )
+      .default('uniform'),
+  }),
+);
 
 /** Options of {@link GaussianDiffusion}; plain JSON. */
-export type GaussianDiffusionOptions = z.input<typeof optionsSchema>;
+export type GaussianDiffusionOptions = Input<typeof optionsSchema>;
 
 /** p(x_(t-1) | x_t) as the network sees it, and the clean image it implies; each [B, C, H, W]. */
 export interface ModelDistribution {
@@ -92,7 +93,7 @@ export interface TrainingLosses {
 
 export class GaussianDiffusion {
   /** The validated options with their defaults. */
-  readonly options: Readonly<z.output<typeof optionsSchema>>;
+  readonly options: Readonly<Output<typeof optionsSchema>>;
   /** The timesteps of training that the process keeps, ascending. */
   readonly timesteps: readonly number[];
   readonly numTimesteps: number;

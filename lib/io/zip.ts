@@ -6,8 +6,7 @@
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { crc32 } from 'node:zlib';
-import { type Entry, openPromise, type ZipFile } from 'yauzl';
-import { ZipFile as ZipWriter } from 'yazl';
+import type { Entry, ZipFile } from 'yauzl';
 import { DiffitError, FileFormatError } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
 import { quote, toFileError, writeAtomically } from './files.js';
@@ -25,6 +24,7 @@ export class ZipArchive {
 
   /** Throws FileError when the file cannot be read, FileFormatError when it is not a sound archive. */
   static async open(path: string): Promise<ZipArchive> {
+    const { openPromise } = await import('yauzl');
     let file: ZipFile | undefined;
     try {
       file = await openPromise(path, { autoClose: false });
@@ -135,6 +135,7 @@ const timestamp = new Date(1980, 0, 1);
  * are stored. Throws FileError, or what an entry's chunks throw.
  */
 export async function writeZip(path: string, sources: readonly ZipSource[], compress: boolean): Promise<void> {
+  const { ZipFile: ZipWriter } = await import('yazl');
   await writeAtomically(path, async (handle) => {
     const zip = new ZipWriter();
     const output = zip.outputStream as Readable;

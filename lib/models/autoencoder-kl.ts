@@ -5,7 +5,6 @@
  * Latents are not scaled here: a diffusion model works on z scalingFactor, and decode() takes what that divided by
  * scalingFactor gives. NCHW at the border, NHWC inside.
  */
-import { z } from 'zod';
 import { OptionError, ShapeError } from '../errors.js';
 import { Conv2d } from '../nn/layers.js';
 import { Module, type StateDict } from '../nn/module.js';
@@ -14,7 +13,7 @@ import { clamp } from '../ops/elementwise.js';
 import { permute, slice } from '../ops/index.js';
 import { widened } from '../ops/precision.js';
 import type { RandomKey } from '../ops/random.js';
-import { parseOptions } from '../options.js';
+import { type Input, type Output, parseOptions, schema } from '../options.js';
 import { scope } from '../scope.js';
 import { format, type Shape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -22,26 +21,27 @@ import { DiagonalGaussian } from './diagonal-gaussian.js';
 import { type DecodeTiledOptions, decodeTiled } from './tiled-decode.js';
 import { VaeDecoder, VaeEncoder } from './vae-blocks.js';
 
-const count = z.int().min(1);
-
-const configSchema = z.strictObject({
-  /** Channels of the images, in and out. */
-  inChannels: count.default(3),
-  outChannels: count.default(3),
-  latentChannels: count.default(4),
-  /** Channels per resolution; each further one halves the size. */
-  blockOutChannels: z.array(count).min(1).default([128, 256, 512, 512]),
-  /** Residual blocks per resolution of the encoder; the decoder has one more. */
-  layersPerBlock: count.default(2),
-  /** Groups of all GroupNorms. */
-  normNumGroups: count.default(32),
-  /** One over the latents' standard deviation: what a diffusion model multiplies them by. */
-  scalingFactor: z.number().positive().default(0.18215),
+const configSchema = schema((z) => {
+  const count = z.int().min(1);
+  return z.strictObject({
+    /** Channels of the images, in and out. */
+    inChannels: count.default(3),
+    outChannels: count.default(3),
+    latentChannels: count.default(4),
+    /** Channels per resolution; each further one halves the size. */
+    blockOutChannels: z.array(count).min(1).default([128, 256, 512, 512]),
+    /** Residual blocks per resolution of the encoder; the decoder has one more. */
+    layersPerBlock: count.default(2),
+    /** Groups of all GroupNorms. */
+    normNumGroups: count.default(32),
+    /** One over the latents' standard deviation: what a diffusion model multiplies them by. */
+    scalingFactor: z.number().positive().default(0.18215),
+  });
 });
 
 /** Options of {@link AutoencoderKL}; plain JSON. The defaults are those of Stable Diffusion's VAE. */
-export type AutoencoderConfig = z.input<typeof configSchema>;
-type Config = z.output<typeof configSchema>;
+export type AutoencoderConfig = Input<typeof configSchema>;
+type Config = Output<typeof configSchema>;
 
 /** Range of logvar, as diffusers clamps it. */
 const logvarRange = [-30, 20] as const;

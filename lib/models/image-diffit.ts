@@ -7,7 +7,6 @@
  * Images are NCHW at the border and NHWC inside. State-dict names: time_embed, label_embed, tokenizer,
  * encoder.I.{blocks.J,down}, decoder.I.{up,blocks.J}, head.{norm,conv}.
  */
-import { z } from 'zod';
 import { OptionError, ShapeError } from '../errors.js';
 import { TransformerBlock } from '../nn/block.js';
 import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
@@ -17,49 +16,50 @@ import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
 import { concat, permute, upsample2x } from '../ops/index.js';
 import { widened } from '../ops/precision.js';
-import { parseOptions } from '../options.js';
+import { type Input, type Output, parseOptions, schema } from '../options.js';
 import { scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 
-const count = z.int().min(1);
-const perStage = z.union([count, z.array(count).min(1)]);
-
-const configSchema = z.strictObject({
-  /** Side of the square image, in pixels. */
-  imgResolution: count,
-  /** Channels of the image, in and out. */
-  inChannels: count,
-  outChannels: count.optional(),
-  /** Channels at the first resolution, before channelMult. */
-  baseChannels: count.multipleOf(2),
-  /** One entry per resolution: channels over baseChannels. Each further one halves the resolution. */
-  channelMult: z.array(count).min(1),
-  /** L: ResBlocks per resolution, one number or one per resolution. */
-  numBlocks: perStage,
-  /** Side of the attention window in tokens, one number or one per resolution; a smaller map is one window. */
-  windowSize: perStage,
-  /** Channels of the time token. */
-  timeDim: count.default(512),
-  /** Classes; 0 for an unconditional model. */
-  numClasses: z.int().min(0).default(0),
-  /** Labels that become the null class in training; above 0 the model can be sampled with classifier-free guidance. */
-  classDropoutProb: z.number().min(0).lt(1).default(0),
-  /** In the MLPs, while training. */
-  dropout: z.number().min(0).lt(1).default(0),
-  /** Attention has one head per this many channels. */
-  channelsPerHead: count.default(64),
-  /** Groups of the GroupNorms; default min(32, channels / 4). */
-  normGroups: count.optional(),
-  /** Hidden channels of the MLPs over their own. */
-  mlpRatio: z.number().positive().default(4),
-  timeEmbedding: z.enum(['positional', 'fourier']).default('positional'),
-  conditioning: z.enum(['tmsa', 'adaln', 'bias-only', 'mlp-only']).default('tmsa'),
+const configSchema = schema((z) => {
+  const count = z.int().min(1);
+  const perStage = z.union([count, z.array(count).min(1)]);
+  return z.strictObject({
+    /** Side of the square image, in pixels. */
+    imgResolution: count,
+    /** Channels of the image, in and out. */
+    inChannels: count,
+    outChannels: count.optional(),
+    /** Channels at the first resolution, before channelMult. */
+    baseChannels: count.multipleOf(2),
+    /** One entry per resolution: channels over baseChannels. Each further one halves the resolution. */
+    channelMult: z.array(count).min(1),
+    /** L: ResBlocks per resolution, one number or one per resolution. */
+    numBlocks: perStage,
+    /** Side of the attention window in tokens, one number or one per resolution; a smaller map is one window. */
+    windowSize: perStage,
+    /** Channels of the time token. */
+    timeDim: count.default(512),
+    /** Classes; 0 for an unconditional model. */
+    numClasses: z.int().min(0).default(0),
+    /** Labels that become the null class in training; above 0 the model can be sampled with classifier-free guidance. */
+    classDropoutProb: z.number().min(0).lt(1).default(0),
+    /** In the MLPs, while training. */
+    dropout: z.number().min(0).lt(1).default(0),
+    /** Attention has one head per this many channels. */
+    channelsPerHead: count.default(64),
+    /** Groups of the GroupNorms; default min(32, channels / 4). */
+    normGroups: count.optional(),
+    /** Hidden channels of the MLPs over their own. */
+    mlpRatio: z.number().positive().default(4),
+    timeEmbedding: z.enum(['positional', 'fourier']).default('positional'),
+    conditioning: z.enum(['tmsa', 'adaln', 'bias-only', 'mlp-only']).default('tmsa'),
+  });
 });
 
 /** Options of {@link ImageDiffiT}; plain JSON. */
-export type ImageDiffiTConfig = z.input<typeof configSchema>;
-type Config = z.output<typeof configSchema>;
+export type ImageDiffiTConfig = Input<typeof configSchema>;
+type Config = Output<typeof configSchema>;
 type BlockConfig = Pick<Config, 'timeDim' | 'dropout' | 'channelsPerHead' | 'normGroups' | 'mlpRatio' | 'conditioning'>;
 
 /** DiffiT ResBlock (Eq. 9-10): h = Conv3x3(SiLU(GroupNorm(x))); out = Transformer(h, t) + skip(x). */

@@ -7,7 +7,6 @@
  * blocks.I, final_layer. With maskRatio it can also be trained as MDT (Gao et al., arXiv 2303.14389), which adds MDT's
  * decoder_pos_embed, mask_token and sideblocks.0.
  */
-import { z } from 'zod';
 import { checkpoint } from '../autograd.js';
 import { OptionError, ShapeError, StateDictError } from '../errors.js';
 import { Modulation, modulate, TransformerBlock } from '../nn/block.js';
@@ -23,44 +22,45 @@ import { concat, slice } from '../ops/index.js';
 import { layerNorm } from '../ops/norm.js';
 import { widened } from '../ops/precision.js';
 import type { RandomKey } from '../ops/random.js';
-import { parseOptions } from '../options.js';
+import { type Input, type Output, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { format, type Shape } from '../shape.js';
 import { type Tensor, tensor, zeros } from '../tensor.js';
 import { StepNetwork } from './step-network.js';
 
-const count = z.int().min(1);
-
-const configSchema = z.strictObject({
-  /** Side of the latent, S: 32 for images of 256 px, 64 for 512 px. */
-  inputSize: count.default(32),
-  /** Side of a patch; divides inputSize. */
-  patchSize: count.default(2),
-  /** Channels of the latent. */
-  inChannels: count.default(4),
-  /** Channels C of the tokens; a multiple of 4. */
-  hiddenSize: count.multipleOf(4).default(1152),
-  /** Transformer blocks. */
-  depth: count.default(28),
-  /** Attention heads; divides hiddenSize. */
-  numHeads: count.default(16),
-  /** Hidden channels of the MLPs over C. */
-  mlpRatio: z.number().positive().default(4),
-  /** Classes; 0 for an unconditional model. */
-  numClasses: z.int().min(0).default(1000),
-  /** Labels that become the null class in training; 0: no null class, and no guidance. */
-  classDropoutProb: z.number().min(0).lt(1).default(0.1),
-  /** Also predict the variance: 2 inChannels out. */
-  learnSigma: z.boolean().default(true),
-  /** MDT's masked training: the share of tokens that forwardMasked() leaves out; 0: none, and the plain model. */
-  maskRatio: z.number().min(0).lt(1).default(0),
-  /** With maskRatio: the last blocks, which see all tokens. */
-  decodeLayers: count.default(4),
+const configSchema = schema((z) => {
+  const count = z.int().min(1);
+  return z.strictObject({
+    /** Side of the latent, S: 32 for images of 256 px, 64 for 512 px. */
+    inputSize: count.default(32),
+    /** Side of a patch; divides inputSize. */
+    patchSize: count.default(2),
+    /** Channels of the latent. */
+    inChannels: count.default(4),
+    /** Channels C of the tokens; a multiple of 4. */
+    hiddenSize: count.multipleOf(4).default(1152),
+    /** Transformer blocks. */
+    depth: count.default(28),
+    /** Attention heads; divides hiddenSize. */
+    numHeads: count.default(16),
+    /** Hidden channels of the MLPs over C. */
+    mlpRatio: z.number().positive().default(4),
+    /** Classes; 0 for an unconditional model. */
+    numClasses: z.int().min(0).default(1000),
+    /** Labels that become the null class in training; 0: no null class, and no guidance. */
+    classDropoutProb: z.number().min(0).lt(1).default(0.1),
+    /** Also predict the variance: 2 inChannels out. */
+    learnSigma: z.boolean().default(true),
+    /** MDT's masked training: the share of tokens that forwardMasked() leaves out; 0: none, and the plain model. */
+    maskRatio: z.number().min(0).lt(1).default(0),
+    /** With maskRatio: the last blocks, which see all tokens. */
+    decodeLayers: count.default(4),
+  });
 });
 
 /** Options of {@link LatentDiffiT} and {@link DiT}; plain JSON. The defaults are XL/2 for 256 px. */
-export type LatentTransformerConfig = z.input<typeof configSchema>;
-type Config = z.output<typeof configSchema>;
+export type LatentTransformerConfig = Input<typeof configSchema>;
+type Config = Output<typeof configSchema>;
 
 /** How the blocks and the head get the time token: DiffiT's TMSA, or DiT's AdaLN-Zero (without a position bias). */
 export type LatentConditioning = 'tmsa' | 'adaln';

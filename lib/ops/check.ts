@@ -47,7 +47,9 @@ export function promote(first: Tensor, ...others: readonly (Tensor | undefined)[
 export function checkShapeOf(op: string, name: string, tensor: Tensor | undefined, expected: Shape): void {
   if (!tensor) return;
   const { shape } = tensor;
-  if (shape.length !== expected.length || expected.some((n, i) => n >= 0 && n !== shape[i])) {
+  let fits = shape.length === expected.length;
+  for (let i = 0; fits && i < expected.length; i++) fits = expected[i] < 0 || expected[i] === shape[i];
+  if (!fits) {
     throw new ShapeError(`${op}: ${name} is ${format(shape)}, expected ${format(expected).replaceAll('-1', '*')}.`);
   }
 }

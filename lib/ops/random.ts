@@ -67,7 +67,7 @@ function philox(op: string, kind: number, shape: Shape, options: RandomOptions):
   if (options.dtype !== undefined && options.dtype !== 'f32')
     throw new OptionError(`${op}: makes f32; convert with .to().`);
   const { seed, stream, firstSample } = keyOf(op, options);
-  const y = Tensor.empty(shape, 'f32', options.device);
+  const y = Tensor.empty([...shape], 'f32', options.device);
   native.ops.philox(y.id, kind, seed, stream, firstSample);
   if (options.requiresGrad) y.requiresGrad = true;
   return y;

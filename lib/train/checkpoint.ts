@@ -8,10 +8,10 @@
  */
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
 import { FileFormatError, TrainError } from '../errors.js';
 import { loadSafetensors, readSafetensorsHeader, saveSafetensors } from '../io/index.js';
 import type { Module } from '../nn/index.js';
+import { type Output, schema } from '../options.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import type { Trainer } from './loop.js';
@@ -19,17 +19,19 @@ import type { Trainer } from './loop.js';
 export const checkpointFormat = 'diffit-checkpoint';
 const formatVersion = '1';
 
-const stateSchema = z.strictObject({
-  step: z.int().min(0),
-  images: z.int().min(0),
-  seed: z.int().min(0),
-  loader: z.strictObject({ epoch: z.int().min(0), cursor: z.int().min(0) }),
-  optimizerSteps: z.record(z.string(), z.int().min(0)),
-  config: z.record(z.string(), z.unknown()),
-});
+const stateSchema = schema((z) =>
+  z.strictObject({
+    step: z.int().min(0),
+    images: z.int().min(0),
+    seed: z.int().min(0),
+    loader: z.strictObject({ epoch: z.int().min(0), cursor: z.int().min(0) }),
+    optimizerSteps: z.record(z.string(), z.int().min(0)),
+    config: z.record(z.string(), z.unknown()),
+  }),
+);
 
 /** What a checkpoint's metadata hold besides the tensors. */
-export type CheckpointState = z.output<typeof stateSchema>;
+export type CheckpointState = Output<typeof stateSchema>;
 
 /** Settings of a run, kept with it and compared when it is resumed; plain JSON. */
 export type RunConfig = Record<string, unknown>;
@@ -72,7 +74,7 @@ export async function readCheckpointState(path: string): Promise<CheckpointState
   } catch (cause) {
     throw new FileFormatError(`${path} has no readable run state in its metadata.`, { path, cause });
   }
-  const result = stateSchema.safeParse(value);
+  const result = stateSchema().safeParse(value);
   if (result.success) return result.data;
   const [{ path: at, message }] = result.error.issues;
   throw new FileFormatError(`${path} has a damaged run state: ${at.join('.')}: ${message}.`, { path });

@@ -2,7 +2,6 @@
  * Model files: the weights of one network in PyTorch's names and layouts, with the network's class and configuration in
  * the metadata, so that a file alone is enough to sample from.
  */
-import { z } from 'zod';
 import { FileFormatError, unknownName } from '../errors.js';
 import { readSafetensorsHeader, saveSafetensors } from '../io/index.js';
 import {
@@ -13,6 +12,7 @@ import {
   modelKinds,
 } from '../models/index.js';
 import { forLoading } from '../nn/init.js';
+import { type Output, schema } from '../options.js';
 import { scope } from '../scope.js';
 import { checkpointFormat, readCheckpointState } from './checkpoint.js';
 import { type LoadWeightsOptions, loadWeights } from './load-weights.js';
@@ -20,21 +20,23 @@ import { defaultSampler, parseSampler, type SamplerOptions, type SamplerSettings
 
 export const modelFormat = 'diffit-model';
 
-const descriptionSchema = z.object({
-  /** Class of the network. */
-  kind: z.string(),
-  /** Its constructor's options. */
-  config: z.record(z.string(), z.unknown()),
-  /** Preset it comes from. */
-  preset: z.string().optional(),
-  /** Names of the classes it was trained on, by label. */
-  classNames: z.array(z.string()).optional(),
-  /** How it is meant to be sampled. */
-  sampler: z.record(z.string(), z.unknown()).default({}),
-});
+const descriptionSchema = schema((z) =>
+  z.object({
+    /** Class of the network. */
+    kind: z.string(),
+    /** Its constructor's options. */
+    config: z.record(z.string(), z.unknown()),
+    /** Preset it comes from. */
+    preset: z.string().optional(),
+    /** Names of the classes it was trained on, by label. */
+    classNames: z.array(z.string()).optional(),
+    /** How it is meant to be sampled. */
+    sampler: z.record(z.string(), z.unknown()).default({}),
+  }),
+);
 
 /** What a model file says about its network; the part of a run's config that stays with the weights. */
-export interface ModelDescription extends z.output<typeof descriptionSchema> {
+export interface ModelDescription extends Output<typeof descriptionSchema> {
   sampler: SamplerSettings;
 }
 
@@ -89,7 +91,7 @@ export async function readModelDescription(path: string): Promise<ModelDescripti
     throw new FileFormatError(message, { path });
   }
   try {
-    const { sampler, ...rest } = descriptionSchema.parse(value);
+    const { sampler, ...rest } = descriptionSchema().parse(value);
     return { ...rest, sampler: parseSampler(sampler) };
   } catch (cause) {
     throw new FileFormatError(`${path} has a damaged model description in its metadata.`, { path, cause });

@@ -1,5 +1,4 @@
 /** How a model is sampled, as presets, recipes and model files say it, and the sampler that does it. */
-import { z } from 'zod';
 import {
   GaussianDiffusion,
   type SamplerStep,
@@ -10,47 +9,50 @@ import {
 } from '../diffusion/index.js';
 import { OptionError, unknownName } from '../errors.js';
 import { type DiffusionModel, ImageDiffiT, type LatentTransformer } from '../models/index.js';
-import { parseOptions } from '../options.js';
+import { type Input, type Output, parseOptions, schema } from '../options.js';
 import type { Tensor } from '../tensor.js';
 
-const steps = z.int().min(1);
-/** Classifier-free guidance; 1: none. */
-const cfgScale = z.number().default(1);
-
 /** EDM's Heun sampler, for image-space models. */
-const edm = z.strictObject({
-  kind: z.literal('edm').default('edm'),
-  /** Noise levels. */
-  steps: steps.default(18),
-  cfgScale,
-  /** Noise added back on the way; 0 is deterministic. */
-  churn: z.number().min(0).default(0),
-});
+const edm = schema((z) =>
+  z.strictObject({
+    kind: z.literal('edm').default('edm'),
+    /** Noise levels. */
+    steps: z.int().min(1).default(18),
+    /** Classifier-free guidance; 1: none. */
+    cfgScale: z.number().default(1),
+    /** Noise added back on the way; 0 is deterministic. */
+    churn: z.number().min(0).default(0),
+  }),
+);
+
+const gaussianKinds = ['ddpm', 'ddim', 'dpm'] as const;
 
 /** Samplers of Gaussian diffusion, for latent models. */
-const gaussian = z.strictObject({
-  kind: z.enum(['ddpm', 'ddim', 'dpm']),
-  /** Timesteps of the 1000 that are visited. Default: 250, 50 and 25 for ddpm, ddim and dpm. */
-  steps,
-  cfgScale,
-  /** Exponent of the power-cosine guidance scale; absent: constant. */
-  scalePow: z.number().positive().optional(),
-  /** Guides all noise channels; default: the first three, as NVIDIA's sampler does. */
-  cfgAllChannels: z.boolean().default(false),
-  /** Timesteps between which guidance acts. */
-  cfgInterval: z.tuple([z.number(), z.number()]).optional(),
-  /** DDIM's noise: 0 is deterministic, 1 like DDPM. */
-  eta: z.number().min(0).default(0),
-});
+const gaussian = schema((z) =>
+  z.strictObject({
+    kind: z.enum(gaussianKinds),
+    /** Timesteps of the 1000 that are visited. Default: 250, 50 and 25 for ddpm, ddim and dpm. */
+    steps: z.int().min(1),
+    cfgScale: z.number().default(1),
+    /** Exponent of the power-cosine guidance scale; absent: constant. */
+    scalePow: z.number().positive().optional(),
+    /** Guides all noise channels; default: the first three, as NVIDIA's sampler does. */
+    cfgAllChannels: z.boolean().default(false),
+    /** Timesteps between which guidance acts. */
+    cfgInterval: z.tuple([z.number(), z.number()]).optional(),
+    /** DDIM's noise: 0 is deterministic, 1 like DDPM. */
+    eta: z.number().min(0).default(0),
+  }),
+);
 
 const defaultSteps = { ddpm: 250, ddim: 50, dpm: 25 };
 
 /** Settings of a sampler; everything but the kind of a Gaussian one has a default. */
-export type SamplerOptions = z.input<typeof edm> | (Omit<z.input<typeof gaussian>, 'steps'> & { steps?: number });
+export type SamplerOptions = Input<typeof edm> | (Omit<Input<typeof gaussian>, 'steps'> & { steps?: number });
 /** The settings with their defaults. */
-export type SamplerSettings = z.output<typeof edm> | z.output<typeof gaussian>;
+export type SamplerSettings = Output<typeof edm> | Output<typeof gaussian>;
 
-const kinds = ['edm', ...gaussian.shape.kind.options];
+const kinds = ['edm', ...gaussianKinds];
 
 /** Fills in defaults. `what` starts messages. Throws OptionError naming a wrong setting. */
 export function parseSampler(value: SamplerOptions | Record<string, unknown>, what = 'Sampler'): SamplerSettings {
@@ -106,7 +108,7 @@ export function startSampler(
 function startGaussian(
   model: LatentTransformer,
   noise: Tensor,
-  settings: z.output<typeof gaussian>,
+  settings: Output<typeof gaussian>,
   { labels, ...run }: SamplerRun,
 ): AsyncGenerator<SamplerStep> {
   const { kind, steps: count, cfgAllChannels, cfgInterval, eta, ...guidance } = settings;
