@@ -74,7 +74,7 @@ DIFFIT_INLINE vf vround(vf a) {
 /* Sum of the lanes, halves onto halves: the same order in both ways of writing it. */
 DIFFIT_INLINE float hsum(vf v) {
 #if defined(__AVX512F__)
-  const __m256 eight = _mm256_add_ps((__m256)_mm512_castps512_ps256((__m512)v),
+  const __m256 eight = _mm256_add_ps((__m256)_mm512_maskz_extractf32x8_ps((__mmask8)-1, (__m512)v, 0),
                                      (__m256)_mm512_maskz_extractf32x8_ps((__mmask8)-1, (__m512)v, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
