@@ -4,7 +4,7 @@
  */
 import type { DType } from './dtype.js';
 import { AutogradError, ShapeError } from './errors.js';
-import { gradients } from './grads.js';
+import { gradients, remakers } from './grads.js';
 import { castRaw, linearCombination } from './ops/elementwise.js';
 import { reshape } from './ops/index.js';
 import { defaultGenerator } from './ops/random.js';
@@ -76,7 +76,7 @@ function inFallingOrder(start: Node): Node[] {
 
 /** Runs one node's rule and hands the results to the nodes or leaves they belong to. */
 function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
-  const { saved, shapes, dtypes, attributes, edges } = node;
+  const { shapes, dtypes, attributes, edges } = node;
   const needs = edges.map((edge) => edge !== undefined);
   // Of results only: the gradient of a leaf may be in the user's hands.
   const take = (i: number): Tensor | undefined => {
@@ -89,7 +89,8 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   };
   try {
     scope(() => {
-      const results = gradients[node.op](g, { saved: saved as Tensor[], shapes, dtypes, attributes, needs, take });
+      const saved = savedBy(node);
+      const results = gradients[node.op](g, { saved, shapes, dtypes, attributes, needs, take });
       for (const [i, edge] of edges.entries()) {
         if (edge === undefined) continue;
         const entry = results[i];
@@ -105,6 +106,13 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
     node.release();
     g.dispose();
   }
+}
+
+/** What the rule of a node wants to see, made again where that was not kept. */
+function savedBy({ saved }: Node): Tensor[] {
+  return saved.map((entry) =>
+    entry instanceof Node ? remakers[entry.op](savedBy(entry), entry.attributes) : entry,
+  ) as Tensor[];
 }
 
 /** sum + part. The sum is updated in place when nobody else can see its buffer. */

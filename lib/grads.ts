@@ -18,6 +18,7 @@ import {
   type UnaryKind,
   unary,
   unaryBackward,
+  unaryKinds,
   where,
 } from './ops/elementwise.js';
 import { broadcastTo, crop, permute, place, reshapeRaw, slice } from './ops/index.js';
@@ -179,14 +180,17 @@ export const gradients: Readonly<Record<string, Rule>> = {
       g,
     ];
   },
-  mlp: (g, { saved: [x, weight1, pre, hidden, weight2], attributes: { activation: kind } }) => {
-    const operand = once(() => toDType(g, hidden.dtype));
+  mlp: (g, { saved: [x, weight1, pre, kept, weight2], attributes: { activation: kind } }) => {
+    const operand = once(() => toDType(g, weight2.dtype));
     const dpre = once(() => inputGradient(operand(), weight2, like(pre), { kind, input: pre }));
+    // Asked for after all that reads pre, whose memory it takes.
+    const hidden = (): Tensor =>
+      kept ?? fused(pre, (y) => native.ops.unary(pre.id, y.id, unaryKinds[kind as UnaryKind]));
     return [
       () => inputGradient(dpre(), weight1, like(x)),
       () => weightGradient(dpre(), x),
       () => reduceAxes('sum', rows(dpre()), [0]),
-      () => weightGradient(operand(), hidden),
+      () => weightGradient(operand(), hidden()),
       () => reduceAxes('sum', rows(g), [0]),
       g,
     ];
@@ -202,7 +206,7 @@ export const gradients: Readonly<Record<string, Rule>> = {
   },
 
   // norm and attention: one kernel gives all gradients
-  layerNorm: (g, { saved: [x, weight, mean, rstd], shapes, needs, take }) => {
+  layerNorm: (g, { saved: [x, weight, , mean, rstd], shapes, needs, take }) => {
     const around = take(0); // the gradient of a residual connection around the block, for one
     const dx = around && !around.isShared ? around : like(x);
     const dw = emptyIf(needs[1], shapes[1], g);
@@ -258,6 +262,18 @@ export const gradients: Readonly<Record<string, Rule>> = {
 
   // random
   dropout: (g, { attributes: { p, seed, stream, firstSample } }) => [dropoutRaw(g, p, seed, stream, firstSample)],
+};
+
+/** How the results that the tape does not keep are made again (tape.ts), from what their operation saved. */
+export const remakers: Readonly<
+  Record<string, (saved: readonly Tensor[], attributes: Recorded['attributes']) => Tensor>
+> = {
+  layerNorm: ([x, weight, bias], { eps, dtype }) =>
+    fused(like(x, dtype), (y) => native.ops.layer_norm(x.id, idOf(weight), idOf(bias), y.id, 0, 0, eps)),
+  groupNorm: ([x, weight, bias], { groups, eps, silu, dtype }) =>
+    fused(like(x, dtype), (y) =>
+      native.ops.group_norm(x.id, idOf(weight), idOf(bias), y.id, 0, 0, groups, eps, silu ? 1 : 0),
+    ),
 };
 
 function fused(out: Tensor, run: (out: Tensor) => void): Tensor {

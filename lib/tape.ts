@@ -28,19 +28,25 @@ export class Node {
     readonly shapes: readonly Shape[],
     /** Of the inputs, and so of their gradients. */
     readonly dtypes: readonly (DType | undefined)[],
-    /** Aliases of the tensors the rule needs; undefined entries are absent optional inputs. */
-    readonly saved: readonly (Tensor | undefined)[],
+    /** Aliases of the tensors the rule needs, or the node that makes one again; undefined entries are absent optional inputs. */
+    readonly saved: readonly (Tensor | Node | undefined)[],
     readonly attributes: Attributes,
   ) {}
 
   /** Gives the saved buffers back; a second backward() through here is then an error. */
   release(): void {
     this.released = true;
-    for (const tensor of this.saved) tensor?.dispose();
+    for (const tensor of this.saved) if (!(tensor instanceof Node)) tensor?.dispose();
   }
 }
 
 let counter = 0;
+
+/**
+ * Operations whose results are not saved but made again in backward(), from what the operation saved itself (grads.ts has how): norms, which
+ * cost one memory pass, and whose input is kept in any case. What uses the result comes first on the way back, so it is there still.
+ */
+const madeAgain: ReadonlySet<string> = new Set(['layerNorm', 'groupNorm']);
 // A graph that nobody called backward() on holds its saved buffers until it is collected; then their own handles free them.
 
 /**
@@ -56,7 +62,9 @@ export function record(
 ): Tensor {
   if (!needsGrad(inputs)) return output;
   const edges = inputs.map((input) => (input?.requiresGrad ? (input.node ?? input) : undefined));
-  const aliases = saved.map((tensor) => tensor?.alias());
+  const aliases = saved.map((tensor) =>
+    tensor?.node && madeAgain.has(tensor.node.op) ? tensor.node : tensor?.alias(),
+  );
   output.node = new Node(
     op,
     edges,

@@ -28,7 +28,7 @@ export function layerNorm(x: Tensor, { weight, bias, eps = 1e-6 }: Affine & { ep
   const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device);
   const [mean, rstd] = needsGrad(inputs) ? statistics(x, [numel(x.shape.slice(0, -1))]) : [];
   native.ops.layer_norm(x.id, weight?.id ?? 0, bias?.id ?? 0, y.id, mean?.id ?? 0, rstd?.id ?? 0, eps);
-  record('layerNorm', inputs, y, [x, weight, mean, rstd]);
+  record('layerNorm', inputs, y, [x, weight, bias, mean, rstd], { eps, dtype: y.dtype });
   mean?.dispose();
   rstd?.dispose();
   return y;
@@ -68,7 +68,7 @@ export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = 
     eps,
     silu ? 1 : 0,
   );
-  record('groupNorm', inputs, y, [x, weight, bias, mean, rstd], { groups, silu });
+  record('groupNorm', inputs, y, [x, weight, bias, mean, rstd], { groups, eps, silu, dtype: y.dtype });
   mean?.dispose();
   rstd?.dispose();
   return y;
