@@ -38,6 +38,7 @@ namespace DIFFIT_VARIANT {
 #include "winograd_grad.h"
 #include "conv.h"
 #include "norm.h"
+#include "group_norm.h"
 #include "attention_product.h"
 #include "attention_tile.h"
 #include "attention_table.h"

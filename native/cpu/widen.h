@@ -79,22 +79,10 @@ constexpr const char *kWidened[] = {
 /* Of these, the operations whose kernels take bf16 wherever ops.def allows it: beside f32 where it says "float". A call with a tensor of
    f16 is converted all the same, whole. */
 constexpr const char *kTakesBf16[] = {
-    "unary",
-    "unary_backward",
-    "affine",
-    "clamp",
-    "binary",
-    "linear_combination",
-    "reduce",
-    "gemm",
-    "upsample2x",
-    "upsample2x_backward",
-    "layer_norm",
-    "layer_norm_backward",
-    "group_norm",
-    "group_norm_backward",
-    "attention",
-    "attention_backward",
+    "unary",      "unary_backward",      "affine",     "clamp",
+    "binary",     "linear_combination",  "reduce",     "gemm",
+    "upsample2x", "upsample2x_backward", "layer_norm", "layer_norm_backward",
+    "group_norm", "group_norm_backward", "attention",  "attention_backward",
     "dropout",
 };
 
