@@ -87,7 +87,7 @@ t.test('a kernel that faults ends the device for the process, and every error sa
   const script = `
     const x = diffit.ones([64], { device });
     const other = diffit.ones([4]);
-    for (let i = 0; i < 4; i++) x.add(1);
+    for (let i = 0; i < 2; i++) x.add(1); // the next one faults, inside the first attempt
     for (let i = 0; i < 2; i++) await attempt(() => first(x.add(1)));
     await attempt(() => diffit.synchronize(device));
     await attempt(() => diffit.timeDevice(() => {}, device));
