@@ -87,7 +87,8 @@ t.test('a kernel that faults ends the device for the process, and every error sa
   const script = `
     const x = diffit.ones([64], { device });
     const other = diffit.ones([4]);
-    for (let i = 0; i < 2; i++) x.add(1); // the next one faults, inside the first attempt
+    diffit.ones([2 ** 20], { device }); // keeps the device busy while what follows is enqueued
+    for (let i = 0; i < 4; i++) x.add(1);
     for (let i = 0; i < 2; i++) await attempt(() => first(x.add(1)));
     await attempt(() => diffit.synchronize(device));
     await attempt(() => diffit.timeDevice(() => {}, device));
@@ -96,7 +97,7 @@ t.test('a kernel that faults ends the device for the process, and every error sa
     await attempt(() => first(other.add(1)));
     console.log(diffit.memory(device).deviceFreeBytes);
   `;
-  const { lines, ...end } = run(script, { DIFFIT_EMULATOR_FAULT: '4' });
+  const { lines, ...end } = run(script, { DIFFIT_EMULATOR_FAULT: '5' });
   t.match(end, clean);
   t.match(lines[0], /^DeviceError: affine: A kernel failed: an illegal memory access/, 'the first that met it');
   for (const line of lines.slice(0, 6)) {
