@@ -51,7 +51,7 @@ function stubs(): string[] {
     if (moved && home) add(home, version, name);
   }
   return [...versions].map(([soname, of]) => {
-    const base = join(folder, soname);
+    const base = join(folder, soname.replace(/\.\d+$/, '')); // nvcc knows libraries by the ending .so
     const names = [...of.values()].flat();
     // -fno-builtin: some of the names mean something to the compiler.
     writeFileSync(`${base}.c`, names.map((name) => `void ${name}(void) {}\n`).join(''));
@@ -67,7 +67,10 @@ function substitutes(): string {
   const base = join(root, 'build/floor/substitutes');
   writeFileSync(
     `${base}.c`,
-    `#include <unistd.h>
+    `#define _GNU_SOURCE
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #define HIDDEN __attribute__((visibility("hidden")))
 HIDDEN char __libc_single_threaded = 0; /* since 2.32; 0: count references atomically */
 HIDDEN unsigned arc4random(void) {      /* since 2.36; std::random_device draws from it */
@@ -75,6 +78,9 @@ HIDDEN unsigned arc4random(void) {      /* since 2.36; std::random_device draws 
   if (getentropy(&bits, sizeof bits)) _exit(1);
   return bits;
 }
+/* A function since 2.33, inline before; the kernel's structure is glibc's. */
+HIDDEN int fstat(int file, struct stat *buffer) { return syscall(SYS_fstat, file, buffer); }
+HIDDEN int fstat64(int file, struct stat64 *buffer) { return syscall(SYS_fstat, file, buffer); }
 `,
   );
   run('gcc', ['-O2', '-fPIC', '-c', '-o', `${base}.o`, `${base}.c`]);
@@ -106,10 +112,11 @@ function ship(from: string, name: string): void {
   }
 }
 
-/** Every GPU the library has machine code for, and the PTX for later ones. */
-function architectures(library: string): string {
-  const list = (option: string) => [...new Set(output('cuobjdump', option, library).match(/sm_\d+a?(?=\.)/g))].sort();
-  return `machine code for ${list('--list-elf').join(', ')}; PTX of ${list('--list-ptx').join(', ').replaceAll('sm', 'compute')}`;
+/** The GPUs whose machine code, and the PTX, that the library was compiled for. */
+function architectures(): string {
+  const compiled = readFileSync(join(root, 'build/cuda/cuda.flags'), 'utf8');
+  const codes = [...new Set([...compiled.matchAll(/\bcode=(\w+)/g)].map(([, code]) => code))];
+  return [...codes, ...(compiled.includes('-DDIFFIT_CUTLASS_SM90') ? ['sm_90a (CUTLASS)'] : [])].join(', ');
 }
 
 if (process.platform !== 'linux')
@@ -138,8 +145,15 @@ try {
 if (nvcc) {
   const library = join(release, 'libdiffit_cuda.so');
   if (existsSync(library)) rmSync(library); // linked anew, with these flags
-  const forwarded = flags.map((flag) => (flag.startsWith('-') ? `-Xcompiler=${flag.replaceAll(',', '\\,')}` : flag));
+  // nvcc hands -Xlinker on out of place, so nothing may depend on the order of those.
+  const forwarded = flags
+    .filter((flag) => flag !== '-Wl,--as-needed')
+    .flatMap((flag) => {
+      if (!flag.startsWith('-')) return [flag];
+      const [first, ...rest] = flag.split(',');
+      return first === '-Wl' ? rest.map((part) => `-Xlinker=${part}`) : [`-Xcompiler=${flag}`];
+    });
   run('make', ['-j2', '-C', 'native/cuda', 'cuda', `LINK_FLAGS=${forwarded.join(' ')}`]);
   ship(library, 'libdiffit_cuda.so');
-  console.log(architectures(join(out, 'libdiffit_cuda.so')));
+  console.log(`for ${architectures()}`);
 }
