@@ -1,9 +1,9 @@
 /** Our side of the CPU benchmark (station.ts says what it is asked): the package's own code, as a user calls it. */
 import { efforts } from '../../lib/bench/measure.js';
+import { emptyNetwork } from '../../lib/bench/networks.js';
 import { operations, type Prepared } from '../../lib/bench/operations.js';
 import type { Spec } from '../../lib/bench/report.js';
-import { measureCeilings } from '../../lib/bench/run.js';
-import { deviceId, memory } from '../../lib/device.js';
+import { measureCeilings, peakFlops } from '../../lib/bench/run.js';
 import {
   autocast,
   devices,
@@ -20,9 +20,8 @@ import {
   type Tensor,
   tensor,
   trimMemory,
+  zeros,
 } from '../../lib/index.js';
-import { native } from '../../lib/native.js';
-import { forLoading } from '../../lib/nn/init.js';
 import { resetPeak, residentPeak } from './resident.js';
 import { inTurn, serve, stopwatch } from './station.js';
 import type { Work } from './work.js';
@@ -40,17 +39,12 @@ interface Task {
 
 let task: Task | undefined;
 
-function build({ sizes, config }: Work, weights: 'f32' | 'bf16'): Network {
-  const make = models.modelKinds[sizes.kind as models.ModelKind] as new (config: object) => Network;
-  return forLoading(() => new make(config as object), sizes.kind === 'ImageDiffiT' ? {} : { weights });
-}
-
 /** Weights as training starts with, but no zeros: every output then depends on everything. And inputs. */
 async function save({ work, weights, inputs }: { work: Work; weights?: string; inputs: string }): Promise<void> {
   await scope(async () => {
     if (work.group === 'gemm' || work.group === 'attention') {
       const { tensors } = operations[work.group](specOf(work), { device, dtype: 'f32', seed: 1 });
-      if (tensors.time) native.ops.fill(tensors.time.id, 0); // the peers have none
+      if (tensors.time) tensors.time.copyFrom(zeros(tensors.time.shape)); // the peers have none
       const { lse, ...given } = tensors;
       return io.saveSafetensors(inputs, given);
     }
@@ -99,12 +93,7 @@ function operation(work: Work, inputs: Tensors): Task {
   );
   const { tensors } = made;
   for (const [name, x] of Object.entries(inputs)) tensors[name].copyFrom(x);
-  if (tensors.lse) {
-    // The backward pass reads what the forward pass left.
-    const { qkv, time, table, y, lse } = tensors;
-    const [heads, window, dim] = [work.sizes.heads, work.sizes.window, work.sizes.dim].map(Number);
-    native.ops.attention(qkv.id, time.id, table.id, y.id, lse.id, heads, window, window, 1 / Math.sqrt(dim));
-  }
+  made.refresh?.();
   const results = { forward: ['y'], backward: ['dqkv', 'dtable'] }[String(work.sizes.pass ?? 'forward')] as string[];
   // Enqueued one behind the other, as a model does.
   const run = (times: number): Promise<void> => {
@@ -188,7 +177,11 @@ interface Preparation {
 async function begin({ work, weights, inputs }: Preparation): Promise<Task> {
   const { tensors } = await io.loadSafetensors(inputs);
   if (work.group === 'gemm' || work.group === 'attention') return operation(work, tensors);
-  const network = build(work, work.dtype);
+  const network = emptyNetwork(
+    String(work.sizes.kind),
+    work.config as object,
+    work.group === 'train' ? 'f32' : work.dtype,
+  );
   await scope(async () => network.loadStateDict((await io.loadSafetensors(weights as string)).tensors));
   const made = work.group === 'train' ? train(network, tensors) : forward(work, network, tensors);
   const dispose = (): void => {
@@ -223,7 +216,7 @@ const handlers = {
   prepare,
   reference,
   time: (asked: { iterations: number; repeats: number }) => stopwatch((task as Task).run, asked),
-  rss: () => ({ bytes: residentPeak(), live: memory().peakBytes }),
+  rss: () => ({ bytes: residentPeak() }),
   release: () => {
     task?.dispose();
     task = undefined;
@@ -235,8 +228,7 @@ const handlers = {
       { device, dtype: 'f32', effort: efforts[quick ? 'quick' : 'cpu'] },
       quick,
     );
-    const id = deviceId(device);
-    const [fmaOneThread, bf16Dot] = [await native.peakFlops(id, 0, 1), await native.peakFlops(id, 1, 0)];
+    const [fmaOneThread, bf16Dot] = [await peakFlops(device, 'fma', 'one'), await peakFlops(device, 'bf16Dot')];
     return { copy, fma: arithmetic, fmaOneThread, bf16Dot, processor: about.model, variant: about.variant };
   },
 };

@@ -31,6 +31,12 @@ interface Network {
   numClasses: number;
 }
 
+/** A network without random numbers, to be loaded; in bf16 the matrices of a latent one take half the memory, for inference. */
+export function emptyNetwork(kind: string, config: object, weights: 'f32' | 'bf16'): Network['model'] {
+  if (kind === 'ImageDiffiT') return forLoading(() => new ImageDiffiT(config as never));
+  return forLoading(() => new LatentDiffiT(config as never), { weights });
+}
+
 /** The network of a spec, on the default device. */
 function networkOf({ sizes, config }: Spec): Network {
   const { batch, kind } = sizes;
@@ -44,7 +50,7 @@ function networkOf({ sizes, config }: Spec): Network {
 function frozen(spec: Spec, dtype: Precision): Network {
   const made = networkOf(spec);
   if (dtype !== 'bf16' || made.model instanceof ImageDiffiT) return made;
-  const model = forLoading(() => new LatentDiffiT(spec.config as never), { weights: 'bf16' });
+  const model = emptyNetwork('LatentDiffiT', spec.config as object, 'bf16');
   scope(() => model.loadStateDict(made.model.stateDict()));
   made.model.dispose();
   return { ...made, model };

@@ -13,6 +13,8 @@ import type { Precision, Spec } from './report.js';
 export interface Prepared {
   /** Enqueues one run and returns. */
   run(): void;
+  /** Computes again what the run reads besides its inputs: when other values were copied into these. */
+  refresh?(): void;
   /** Inputs and results by name. */
   tensors: Readonly<Record<string, Tensor>>;
   /** Frees what outlives the scope it was made in: modules and optimizers. */
@@ -134,6 +136,7 @@ const attention: Preparation = ({ sizes }, { device, dtype, seed }): Prepared =>
   const [a, b, c, d, e, f, g, h, i] = ids;
   return {
     tensors: { qkv, time, table, y, lse, dy, dqkv, dtime, dtable },
+    refresh: () => forward(lse.id),
     run: () => native.ops.attention_backward(a, b, c, d, e, f, g, h, i, heads, window, window, scale),
   };
 };

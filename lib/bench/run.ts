@@ -161,15 +161,17 @@ export async function measureCeilings(context: Context, quick = false): Promise<
     return 'ms' in outcome ? (1000 * (amount(spec) as number)) / outcome.ms.median : Number.NaN;
   };
   const copy = await rate('copy', ({ bytes }) => bytes);
-  if (context.device.startsWith('cpu')) return { copy, arithmetic: await peakFlops(context.device, context.dtype) };
+  if (context.device.startsWith('cpu')) {
+    const fma = await peakFlops(context.device, 'fma');
+    const dot = context.dtype === 'bf16' ? await peakFlops(context.device, 'bf16Dot') : 0;
+    return { copy, arithmetic: Math.max(fma, dot) };
+  }
   return { copy, arithmetic: await rate('product', ({ flops }) => flops) };
 }
 
-/** Operations per second of a processor's multiply-adds in registers, and in a 16-bit precision of its dot products where those are faster. */
-export async function peakFlops(device: DeviceName, dtype: Precision, threads: 'all' | 'one' = 'all'): Promise<number> {
-  const [id, alone] = [deviceId(device), threads === 'one' ? 1 : 0];
-  const fma = await native.peakFlops(id, 0, alone);
-  return dtype === 'bf16' ? Math.max(fma, await native.peakFlops(id, 1, alone)) : fma;
+/** Operations per second of a processor's multiply-adds in registers, or of its bf16 dot products; 0 where it has none. */
+export function peakFlops(device: DeviceName, of: 'fma' | 'bf16Dot', threads: 'all' | 'one' = 'all'): Promise<number> {
+  return native.peakFlops(deviceId(device), of === 'bf16Dot' ? 1 : 0, threads === 'one' ? 1 : 0);
 }
 
 const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');

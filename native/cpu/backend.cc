@@ -302,7 +302,7 @@ double diffit_cpu_peak(diffit_context *ctx, int dot, int alone) {
   const diffit::Variant *variant = diffit::findVariant(ctx->variant);
   const int64_t tasks = 32 * (alone ? 1 : ctx->threads);
   double best = 0;
-  for (int stretch = 0; stretch < 40; stretch++) {
+  for (int stretch = 0; stretch < 20; stretch++) {
     timespec from, to;
     clock_gettime(CLOCK_MONOTONIC, &from);
     const int64_t done = variant->peak(ctx, tasks, dot, alone);
