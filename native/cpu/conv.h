@@ -152,13 +152,21 @@ struct WindowDepths {
 struct ReversedTaps {
   const float *data;
   int64_t outputs, kernelHeight, kernelWidth, inputs;
-  int64_t lastY, lastX, tapWidth, stride;
+  int64_t lastY, lastX, tapWidth, taps, stride;
   ReversedTaps at(int64_t) const { return *this; }
+  /* The weights of one output channel at the kernel position of a tap. */
+  const float *from(int64_t output, int64_t tap) const {
+    const int64_t ky = lastY - tap / tapWidth * stride, kx = lastX - tap % tapWidth * stride;
+    return data + ((output * kernelHeight + ky) * kernelWidth + kx) * inputs;
+  }
+  const float *line(int64_t input, float *stage) const {
+    for (int64_t tap = 0; tap < taps; tap++)
+      for (int64_t output = 0; output < outputs; output++) stage[tap * outputs + output] = from(output, tap)[input];
+    return stage;
+  }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     for (int64_t d = 0; d < depth; d++) {
-      const int64_t output = (k0 + d) % outputs, tap = (k0 + d) / outputs;
-      const int64_t ky = lastY - tap / tapWidth * stride, kx = lastX - tap % tapWidth * stride;
-      copyRun(panel + d * width, data + ((output * kernelHeight + ky) * kernelWidth + kx) * inputs + line, lines);
+      copyRun(panel + d * width, from((k0 + d) % outputs, (k0 + d) / outputs) + line, lines);
       zeroRun(panel + d * width + lines, width - lines);
     }
   }
@@ -209,9 +217,9 @@ static TileImage tilesOf(const diffit_tensor *image) {
   return {f32(image), image->shape[1], image->shape[2], image->shape[3], nullptr};
 }
 
-template <class A>
-static diffit_status multiplyLines(diffit_context *ctx, const A &a, const LineMatrix &b, const Epilogue &e, int64_t m,
-                                   int64_t n, int64_t k) {
+template <class A, class B>
+static diffit_status multiplyLines(diffit_context *ctx, const A &a, const B &b, const Epilogue &e, int64_t m, int64_t n,
+                                   int64_t k) {
   return isThin(m, n, k) ? multiplyThin(ctx, a, b, e, 1, m, n, k) : multiply(ctx, a, b, e, 1, m, n, k, true);
 }
 
@@ -273,7 +281,8 @@ static diffit_status conv2d_dgrad_op(diffit_context *ctx, const diffit_tensor *d
       const Residue v(firstY, height, padTop, kh, stride), u(firstX, width, padLeft, kw, stride);
       const Windows windows = {f32(dy), dy->shape[1], dy->shape[2], outputs, v.count, u.count, v.taps, u.taps,
                                1,       v.pad,        u.pad};
-      const ReversedTaps taps = {f32(w), outputs, kh, kw, inputs, v.lastTap, u.lastTap, u.taps, stride};
+      const ReversedTaps taps = {f32(w), outputs,         kh,    kw, inputs, v.lastTap, u.lastTap,
+                                 u.taps, v.taps * u.taps, stride};
       Epilogue e = writeTo(f32(dx), inputs);
       if (stride > 1)
         e.grid = {u.count,
@@ -282,8 +291,10 @@ static diffit_status conv2d_dgrad_op(diffit_context *ctx, const diffit_tensor *d
                   stride * inputs,
                   stride * width * inputs,
                   height * width * inputs};
-      status = multiply(ctx, WindowLines{windows}, taps, e, 1, batch * v.count * u.count, inputs,
-                        v.taps * u.taps * outputs, true);
+      const int64_t pixels = batch * v.count * u.count, depth = taps.taps * outputs;
+      /* The taps of one input lie far apart, so only a few inputs are gathered line by line. */
+      status = inputs <= kThinLines ? multiplyLines(ctx, WindowLines{windows}, taps, e, pixels, inputs, depth)
+                                    : multiply(ctx, WindowLines{windows}, taps, e, 1, pixels, inputs, depth, true);
     }
   }
   return status;

@@ -85,6 +85,8 @@ for (const [sizes, name] of [
   [{ b: 2, h: 24, w: 23, i: 129, o: 128, k: 3, stride: 1, pad: 0 }, '3x3 without padding'],
   [{ b: 6, h: 5, w: 3, i: 129, o: 200, k: 3, stride: 1, pad: 2 }, '3x3 with much padding'],
   [{ b: 1, h: 40, w: 37, i: 33, o: 24, k: 3, stride: 2, pad: 1 }, '3x3 stride 2'],
+  [{ b: 2, h: 13, w: 11, i: 3, o: 70, k: 3, stride: 1, pad: 1 }, 'of an RGB image'],
+  [{ b: 2, h: 13, w: 11, i: 2, o: 65, k: 3, stride: 2, pad: 1 }, 'of two channels, stride 2'],
   [{ b: 1, h: 40, w: 40, i: 70, o: 90, k: 1, stride: 1, pad: 0 }, '1x1'],
   [{ b: 3, h: 16, w: 16, i: 300, o: 3, k: 3, stride: 1, pad: 1 }, '3x3 to an image'],
   [{ b: 5, h: 30, w: 30, i: 1, o: 17, k: 5, stride: 3, pad: 2 }, '5x5 stride 3'],
