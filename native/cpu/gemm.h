@@ -31,6 +31,18 @@ static diffit_status multiplyMixed(diffit_context *ctx, const float *a, int64_t 
   return multiply(ctx, aLines, bLines, e, batch, m, n, k, bStep == 0 || batch == 1);
 }
 
+/* The same with both operands in bf16: by dot products where the context says so, else widened. */
+static diffit_status multiplyBf16(diffit_context *ctx, const Bf16 *a, int64_t aStep, bool transA, const Bf16 *b,
+                                  int64_t bStep, bool transB, const Epilogue &e, int64_t batch, int64_t m, int64_t n,
+                                  int64_t k) {
+#if defined(__AVX512F__)
+  const bool thin = !transA && transB && isThin(m, n, k);
+  if (diffit_cpu_dots(ctx) && !thin) return multiplyPairs(ctx, a, aStep, transA, b, bStep, transB, e, batch, m, n, k);
+#endif
+  return multiplyMatrices<Bf16LineMatrix, Bf16DepthMatrix, Bf16LineMatrix, Bf16DepthMatrix>(
+      ctx, a, aStep, transA, b, bStep, transB, e, batch, m, n, k);
+}
+
 static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b,
                              const diffit_tensor *bias, const diffit_tensor *gateInput, const diffit_tensor *residual,
                              diffit_tensor *y, diffit_tensor *pre, int64_t batch, int64_t m, int64_t n, int64_t k,
@@ -74,8 +86,7 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
   const Bf16 *lowA = (const Bf16 *)a->data, *lowB = (const Bf16 *)b->data;
   diffit_status status;
   if (a->dtype == DIFFIT_BF16)
-    status = multiplyMatrices<Bf16LineMatrix, Bf16DepthMatrix, Bf16LineMatrix, Bf16DepthMatrix>(
-        ctx, lowA, aStep, left, lowB, bStep, right, e, batch, m, n, k);
+    status = multiplyBf16(ctx, lowA, aStep, left, lowB, bStep, right, e, batch, m, n, k);
   else if (b->dtype == DIFFIT_BF16)
     status = multiplyMixed(ctx, f32(a), aStep, lowB, bStep, e, batch, m, n, k);
   else

@@ -28,6 +28,12 @@ static constexpr bool hasRows() {
   return rowWork<A>(0) > 0;
 }
 
+/* Packers may name the Kernels that multiply their panels. */
+template <class A>
+static auto kernelsOf(int) -> typename A::Kernels;
+template <class A>
+static auto kernelsOf(...) -> FloatKernels;
+
 /* Packers may have fetch(line, k): brings the 16 numbers of a line from k on to L2. */
 template <class B>
 static auto fetchAhead(const B &b, int64_t line, int64_t k, int) -> decltype(b.fetch(line, k)) {
@@ -55,6 +61,7 @@ struct Tile {
 
 template <class A, class B>
 struct GemmCall {
+  typedef decltype(kernelsOf<A>(0)) Kernels;
   diffit_context *ctx;
   const A &a;
   const B &b;
@@ -184,11 +191,11 @@ struct GemmCall {
                     : single ? t.sums
                              : t.sums + (row - p.rowOf(t.i0)) * stride + col - t.j0 * kMaxCols;
       if constexpr (hasRows<A>())
-        (width == kMaxCols ? lineKernelOf<2>(rows) : lineKernelOf<1>(rows))(depth, lines.data, lines.stride, bPanel,
-                                                                            sums, stride, add);
+        (width == kMaxCols ? lineKernelOf<2, Kernels>(rows) : lineKernelOf<1, Kernels>(rows))(
+            depth, lines.data, lines.stride, bPanel, sums, stride, add);
       else
-        (width == kMaxCols ? microKernelOf<2>(rows) : microKernelOf<1>(rows))(depth, lines.data, bPanel, sums, stride,
-                                                                              add);
+        (width == kMaxCols ? microKernelOf<2, Kernels>(rows) : microKernelOf<1, Kernels>(rows))(
+            depth, lines.data, bPanel, sums, stride, add);
       if (finish && !straight) finishTile(epilogue, sums, stride, global, rows, col, cols);
       bPanel += width * depth;
     }
