@@ -221,7 +221,8 @@ template <class A, class B>
 static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const Epilogue &epilogue, int64_t batch,
                               int64_t m, int64_t n, int64_t k, bool oneB) {
   if (batch == 0 || m == 0 || n == 0) return DIFFIT_OK;
-  const GemmPlan plan = planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : packWork(a), packWork(b));
+  const GemmPlan plan =
+      planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : kLeftPacks * packWork(a), packWork(b));
   GemmCall<A, B> call = {ctx, a, b, epilogue, plan, nullptr, nullptr, 0};
   if (plan.shareB) {
     call.sharedB = (float *)diffit_cpu_shared(ctx, 0, (size_t)(k * plan.paddedCols) * sizeof(float));
