@@ -2,7 +2,8 @@
  * The CPU backend: one table of functions whose operations go to the kernels of the instruction set chosen when the
  * device was opened, and the choice itself.
  *
- * Environment: DIFFIT_CPU forces a variant (as the `variant` argument does), DIFFIT_NUM_THREADS the number of threads.
+ * Environment: DIFFIT_CPU forces a variant (as the `variant` argument does), DIFFIT_NUM_THREADS the number of threads,
+ * DIFFIT_CPU_BF16 how bf16 is multiplied.
  */
 #include "widen.h"
 
@@ -43,6 +44,7 @@ struct Variant {
   const diffit_ops *ops;
   diffit_cpu_peak_loop *peak;
   bool (*runs)(); /* on this processor and operating system */
+  bool (*hasDots)(); /* whether it could use the processor's dot product of bf16 pairs */
 };
 
 #if defined(__x86_64__)
@@ -55,19 +57,25 @@ bool hasAvx512() {
   return hasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool hasAvx512Bf16() { return hasAvx512() && __builtin_cpu_supports("avx512bf16"); }
+/* Whether the dot product runs as often as a multiply-add: AMD's do, Intel's without AMX run half as often. */
+bool dotsAreFast() { return __builtin_cpu_is("amd"); }
+#else
+bool dotsAreFast() { return false; }
 #endif
 bool always() { return true; }
+bool never() { return false; }
 
 /* Best first. */
 const Variant kVariants[] = {
 #if defined(__x86_64__)
-    {"avx512", &diffit_cpu_ops_avx512, diffit_cpu_peak_avx512, hasAvx512},
-    {"avx2", &diffit_cpu_ops_avx2, diffit_cpu_peak_avx2, hasAvx2},
-    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always},
+    {"avx512", &diffit_cpu_ops_avx512, diffit_cpu_peak_avx512, hasAvx512, hasAvx512Bf16},
+    {"avx2", &diffit_cpu_ops_avx2, diffit_cpu_peak_avx2, hasAvx2, never},
+    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always, never},
 #elif defined(__aarch64__)
-    {"neon", &diffit_cpu_ops_neon, diffit_cpu_peak_neon, always},
+    {"neon", &diffit_cpu_ops_neon, diffit_cpu_peak_neon, always, never},
 #else
-    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always},
+    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always, never},
 #endif
 };
 
@@ -148,6 +156,22 @@ int chooseThreads(int32_t wanted, char *why, size_t whySize) {
   return 0;
 }
 
+/* How products of bf16 are computed: DIFFIT_CPU_BF16, else what is faster. Not DIFFIT_OK, and a sentence, where it cannot be. */
+diffit_status chooseDots(const Variant &variant, bool *dots, char *why, size_t whySize) {
+  const char *text = getenv("DIFFIT_CPU_BF16");
+  *dots = variant.hasDots() && dotsAreFast();
+  if (!text || !*text) return DIFFIT_OK;
+  *dots = strcmp(text, "dot") == 0;
+  if (!*dots && strcmp(text, "widen") != 0) {
+    snprintf(why, whySize, "DIFFIT_CPU_BF16 is \"%s\"; expected dot or widen.", text);
+    return DIFFIT_INVALID;
+  }
+  if (!*dots || variant.hasDots()) return DIFFIT_OK;
+  snprintf(why, whySize, "DIFFIT_CPU_BF16 is \"dot\"; the %s kernels on this processor have no bf16 dot product.",
+           variant.name);
+  return DIFFIT_UNSUPPORTED;
+}
+
 void destroy(diffit_context *ctx) {
   if (!ctx) return;
   stopThreads(ctx);
@@ -173,6 +197,9 @@ diffit_status create(int32_t index, const char *variant, int32_t threads, diffit
   }
   const int count = chooseThreads(threads, why, whySize);
   if (count == 0) return DIFFIT_INVALID;
+  bool dots;
+  const diffit_status status = chooseDots(*chosen, &dots, why, whySize);
+  if (status != DIFFIT_OK) return status;
   diffit_context *ctx = new (std::nothrow) diffit_context;
   if (!ctx || !startThreads(ctx, count)) {
     destroy(ctx);
@@ -181,6 +208,7 @@ diffit_status create(int32_t index, const char *variant, int32_t threads, diffit
   }
   ctx->ops = chosen->ops;
   ctx->variant = chosen->name;
+  ctx->dots = dots;
   *context = ctx;
   return DIFFIT_OK;
 }

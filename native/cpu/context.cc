@@ -157,6 +157,8 @@ void diffit_cpu_run(diffit_context *ctx, int64_t tasks, void (*task)(void *argum
 
 int diffit_cpu_threads(const diffit_context *ctx) { return ctx->threads; }
 
+int diffit_cpu_dots(const diffit_context *ctx) { return ctx->dots; }
+
 void *diffit_cpu_scratch(diffit_context *ctx, int thread, int slot, size_t bytes) {
   return diffit::grow(&ctx->scratch[thread], slot, bytes);
 }

@@ -19,6 +19,9 @@ void diffit_cpu_run(diffit_context *, int64_t tasks, void (*task)(void *argument
 
 int diffit_cpu_threads(const diffit_context *);
 
+/* Whether products of bf16 use the processor's dot product; else they are widened to f32. */
+int diffit_cpu_dots(const diffit_context *);
+
 /* Scratch memory, 64-byte aligned, valid until the operation returns. Slot 0..3 of each thread, and `shared` slots
    0..3 for the whole operation (call from outside tasks). Returns NULL when memory is out. Grows, never shrinks. */
 void *diffit_cpu_scratch(diffit_context *, int thread, int slot, size_t bytes);

@@ -28,6 +28,12 @@ static constexpr bool hasRows() {
   return rowWork<A>(0) > 0;
 }
 
+/* Packers may name the Kernels that multiply their panels. */
+template <class A>
+static auto kernelsOf(int) -> typename A::Kernels;
+template <class A>
+static auto kernelsOf(...) -> FloatKernels;
+
 /* Packers may have fetch(line, k): brings the 16 numbers of a line from k on to L2. */
 template <class B>
 static auto fetchAhead(const B &b, int64_t line, int64_t k, int) -> decltype(b.fetch(line, k)) {
@@ -55,6 +61,7 @@ struct Tile {
 
 template <class A, class B>
 struct GemmCall {
+  typedef decltype(kernelsOf<A>(0)) Kernels;
   diffit_context *ctx;
   const A &a;
   const B &b;
@@ -184,11 +191,11 @@ struct GemmCall {
                     : single ? t.sums
                              : t.sums + (row - p.rowOf(t.i0)) * stride + col - t.j0 * kMaxCols;
       if constexpr (hasRows<A>())
-        (width == kMaxCols ? lineKernelOf<2>(rows) : lineKernelOf<1>(rows))(depth, lines.data, lines.stride, bPanel,
-                                                                            sums, stride, add);
+        (width == kMaxCols ? lineKernelOf<2, Kernels>(rows) : lineKernelOf<1, Kernels>(rows))(
+            depth, lines.data, lines.stride, bPanel, sums, stride, add);
       else
-        (width == kMaxCols ? microKernelOf<2>(rows) : microKernelOf<1>(rows))(depth, lines.data, bPanel, sums, stride,
-                                                                              add);
+        (width == kMaxCols ? microKernelOf<2, Kernels>(rows) : microKernelOf<1, Kernels>(rows))(
+            depth, lines.data, bPanel, sums, stride, add);
       if (finish && !straight) finishTile(epilogue, sums, stride, global, rows, col, cols);
       bPanel += width * depth;
     }
@@ -214,7 +221,8 @@ template <class A, class B>
 static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const Epilogue &epilogue, int64_t batch,
                               int64_t m, int64_t n, int64_t k, bool oneB) {
   if (batch == 0 || m == 0 || n == 0) return DIFFIT_OK;
-  const GemmPlan plan = planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : packWork(a), packWork(b));
+  const GemmPlan plan =
+      planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : kLeftPacks * packWork(a), packWork(b));
   GemmCall<A, B> call = {ctx, a, b, epilogue, plan, nullptr, nullptr, 0};
   if (plan.shareB) {
     call.sharedB = (float *)diffit_cpu_shared(ctx, 0, (size_t)(k * plan.paddedCols) * sizeof(float));

@@ -105,20 +105,27 @@ static void lineKernel(int64_t k, const float *a, int64_t stride, const float *b
 typedef void (*MicroKernel)(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool add);
 typedef void (*LineKernel)(int64_t k, const float *a, int64_t stride, const float *b, float *c, int64_t ldc, bool add);
 
+struct FloatKernels {
+  template <int MR, int NV>
+  static constexpr MicroKernel packed = microKernel<MR, NV>;
+  template <int MR, int NV>
+  static constexpr LineKernel inPlace = lineKernel<MR, NV>;
+};
+
 /* The kernel for panels of `rows` rows (1 .. MR) and NV vectors. */
-template <int NV, int MR = kMaxRows>
+template <int NV, class Kernels = FloatKernels, int MR = kMaxRows>
 static MicroKernel microKernelOf(int64_t rows) {
   if constexpr (MR > 1) {
-    if (rows < MR) return microKernelOf<NV, MR - 1>(rows);
+    if (rows < MR) return microKernelOf<NV, Kernels, MR - 1>(rows);
   }
-  return microKernel<MR, NV>;
+  return Kernels::template packed<MR, NV>;
 }
-template <int NV, int MR = kMaxRows>
+template <int NV, class Kernels = FloatKernels, int MR = kMaxRows>
 static LineKernel lineKernelOf(int64_t rows) {
   if constexpr (MR > 1) {
-    if (rows < MR) return lineKernelOf<NV, MR - 1>(rows);
+    if (rows < MR) return lineKernelOf<NV, Kernels, MR - 1>(rows);
   }
-  return lineKernel<MR, NV>;
+  return Kernels::template inPlace<MR, NV>;
 }
 
 #endif

@@ -9,7 +9,7 @@
 #define DIFFIT_CPU_GEMM_PLAN_H
 
 static constexpr int64_t kBlockDepth = 384; /* steps of k per packed block */
-static constexpr int64_t kBlockFloats = (int64_t)1 << 17; /* of a tile's block of B: a quarter of a usual L2 */
+static constexpr int64_t kBlockFloats = kBlockDepth * 384; /* of a tile's block of B: about half of a small L2 */
 static constexpr int64_t kTileFloats = (int64_t)1 << 17; /* of a tile's sums, when they wait for another block of k */
 static constexpr int64_t kSharedFloats = (int64_t)1 << 23; /* most of B to keep packed */
 static constexpr int64_t kGroupLines = 128; /* lines of A or B to pack in one go */
@@ -18,6 +18,7 @@ static constexpr int64_t kGroupPanels = kGroupLines / kMaxCols;
 /* Estimates, in multiply-adds: of packing a number of B that was fetched before, of a number of a partial sum, of a task, and of
    starting the threads; and how many of a task's length others wait at the end. */
 static constexpr double kFetchedWork = 12, kPartialWork = 32;
+static constexpr double kLeftPacks = 4; /* to pack a number of A, which interrupts the products, in packs of one of B */
 static constexpr double kTaskWork = 1 << 17, kForkWork = 1 << 18;
 static constexpr double kTailTasks = 1;
 

@@ -32,6 +32,7 @@ namespace DIFFIT_VARIANT {
 #include "gemm_plan.h"
 #include "gemm_driver.h"
 #include "gemm_thin.h"
+#include "gemm_dot.h"
 #include "gemm.h"
 #include "winograd.h"
 #include "winograd_conv.h"

@@ -33,6 +33,7 @@ struct diffit_context {
   const diffit_ops *ops = nullptr;
   const char *variant = nullptr;
   int threads = 1;
+  bool dots = false; /* products of bf16 by the dot product of pairs */
 
   /* The job at hand, and how many of its tasks nobody has taken yet and how many are not done. */
   alignas(64) std::atomic<int64_t> unclaimed{0};
