@@ -6,6 +6,7 @@
  *       --only TEXT       only works with this in their name
  *       --against TEXT    only these peers, by the names of the tables, with commas between
  *       --rounds N        turns of everybody (default 5)
+ *       --limit MINUTES   after so long nothing further is started
  *       --quick           tiny sizes and two rounds: does it all run?
  *       --variant NAME    of our kernels: avx512, avx2, baseline (default: the best there is)
  *       --threads N       of everything (default: the cores)
@@ -43,6 +44,8 @@ interface Options {
   quick: boolean;
   crew: Crew;
   threads: number;
+  /** Of performance.now(): nothing is started after it. */
+  until: number;
   say(line: string): void;
   onRow(row: Row): void;
 }
@@ -82,6 +85,10 @@ class Bench {
     await ceilings();
     let group = '';
     for (const [i, work] of works.entries()) {
+      if (performance.now() > this.options.until) {
+        say(`the limit has passed: ${works.length - i} of ${works.length} works are not measured`);
+        break;
+      }
       if (group && work.group !== group) await ceilings();
       group = work.group;
       say(`[${i + 1}/${works.length}] ${work.id}`);
@@ -328,6 +335,7 @@ export async function main(args: string[]): Promise<number> {
       only: { type: 'string', default: '' },
       against: { type: 'string' },
       rounds: { type: 'string' },
+      limit: { type: 'string' },
       quick: { type: 'boolean', default: false },
       variant: { type: 'string' },
       threads: { type: 'string' },
@@ -340,6 +348,8 @@ export async function main(args: string[]): Promise<number> {
   const threads = Number(values.threads ?? process.env.DIFFIT_NUM_THREADS ?? availableParallelism());
   if (!(Number.isInteger(rounds) && rounds > 0 && Number.isInteger(threads) && threads > 0))
     throw new Error('--rounds and --threads are whole numbers above 0.');
+  const limit = Number(values.limit ?? Number.POSITIVE_INFINITY);
+  if (!(limit > 0)) throw new Error('--limit is a number of minutes above 0.');
   const wanted = values.against?.split(',');
   const takesPart = (name: string): boolean => name === ours || !wanted || wanted.includes(name);
   const chosen = (quick ? quickWorks() : works())
@@ -357,7 +367,8 @@ export async function main(args: string[]): Promise<number> {
   const crew = assemble({ threads, variant, peers: !values['without-peers'], say });
   for (const [peer, why] of Object.entries(crew.missing)) say(`without ${peer}: ${why}`);
   const rows: Row[] = [];
-  const bench = new Bench({ works: chosen, rounds, quick, crew, threads, say, onRow: (row) => rows.push(row) });
+  const until = started + limit * 60_000;
+  const bench = new Bench({ works: chosen, rounds, quick, crew, threads, until, say, onRow: (row) => rows.push(row) });
   try {
     const { ceilings, about } = await bench.run();
     say(`ceilings: ${JSON.stringify(ceilings)}`);
