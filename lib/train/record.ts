@@ -5,46 +5,48 @@
 import { readFile, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { z } from 'zod';
 import { FileFormatError } from '../errors.js';
 import { toFileError, writeAtomically } from '../io/files.js';
+import { type Output, schema } from '../options.js';
 
 const recordFormat = 'diffit-run';
 
-const sessionSchema = z.object({
-  /** ISO 8601. */
-  started: z.string(),
-  /** Absent while it runs, and when it was killed. */
-  ended: z.string().optional(),
-  /** Step it went on after; 0 for a new run. */
-  after: z.number(),
-});
-
-const recordSchema = z.object({
-  format: z.literal(recordFormat),
-  formatVersion: z.literal(1),
-  /** 'running' also stays when a run is killed: its process is then gone. */
-  status: z.enum(['running', 'finished', 'interrupted', 'failed']),
-  /** Why it failed. */
-  error: z.string().optional(),
-  /** Steps it should do in all; absent before training and where something else ends it. */
-  steps: z.number().optional(),
-  seed: z.number(),
-  device: z.string(),
-  /** Processor or GPU. */
-  deviceModel: z.string().optional(),
-  /** Trainable numbers of the network. */
-  parameters: z.number(),
-  /** What it is trained on, as it was named. */
-  data: z.string(),
-  /** As in the checkpoints. */
-  config: z.record(z.string(), z.unknown()),
-  process: z.object({ pid: z.number(), host: z.string() }),
-  sessions: z.array(sessionSchema),
-});
+const recordSchema = schema((z) =>
+  z.object({
+    format: z.literal(recordFormat),
+    formatVersion: z.literal(1),
+    /** 'running' also stays when a run is killed: its process is then gone. */
+    status: z.enum(['running', 'finished', 'interrupted', 'failed']),
+    /** Why it failed. */
+    error: z.string().optional(),
+    /** Steps it should do in all; absent before training and where something else ends it. */
+    steps: z.number().optional(),
+    seed: z.number(),
+    device: z.string(),
+    /** Processor or GPU. */
+    deviceModel: z.string().optional(),
+    /** Trainable numbers of the network. */
+    parameters: z.number(),
+    /** What it is trained on, as it was named. */
+    data: z.string(),
+    /** As in the checkpoints. */
+    config: z.record(z.string(), z.unknown()),
+    process: z.object({ pid: z.number(), host: z.string() }),
+    sessions: z.array(
+      z.object({
+        /** ISO 8601. */
+        started: z.string(),
+        /** Absent while it runs, and when it was killed. */
+        ended: z.string().optional(),
+        /** Step it went on after; 0 for a new run. */
+        after: z.number(),
+      }),
+    ),
+  }),
+);
 
 /** What run.json holds. */
-export type RunRecord = z.output<typeof recordSchema>;
+export type RunRecord = Output<typeof recordSchema>;
 
 /** Settings of a run that its record repeats. */
 export type RunSettings = Pick<RunRecord, 'seed' | 'device' | 'deviceModel' | 'parameters' | 'data' | 'config'>;
@@ -63,7 +65,7 @@ export async function readRecord(folder: string): Promise<RunRecord | undefined>
   });
   if (text === undefined) return undefined;
   try {
-    return recordSchema.parse(JSON.parse(text));
+    return recordSchema().parse(JSON.parse(text));
   } catch (cause) {
     throw new FileFormatError(`${path} is no record of a training run.`, { path, cause });
   }
