@@ -33,9 +33,12 @@ import { implementations, quickWorks, type Station, type Work, works } from './w
 
 /** Largest difference of outputs, over their largest number. */
 const tolerances = { f32: 1e-4, bf16: 2e-2 };
-/** Milliseconds of a turn, of the pause before it, and of a round that is dear: then three rounds do. */
+/**
+ * Milliseconds of a turn, of the pause before it, and of a round that is dear: then three rounds do. The pause outlasts the waiting of
+ * others' threads: OpenBLAS's look for work for 100 ms more, on a processor that the next one needs.
+ */
 const turn = { full: 200, quick: 1 };
-const pause = 20;
+const pause = 150;
 const dearRound = 15_000;
 
 interface Options {
