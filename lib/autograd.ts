@@ -141,7 +141,7 @@ function accumulate(sum: Tensor | undefined, part: Tensor): Tensor {
  * Runs `fn(...inputs)` without keeping its intermediate results, and runs it again during backward() to get them
  * (activation checkpointing): memory for the price of one more forward pass. Draws from the default generator repeat
  * exactly, and the autocast around the call is around the second run too. Parameters that fn uses besides `inputs` get their gradients
- * too.
+ * too. Returns fn's result; fn must be synchronous and give the same result for the same inputs.
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   const random = defaultGenerator.state();

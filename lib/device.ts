@@ -1,19 +1,22 @@
 /** Devices: opening them by name, the default one, their memory. State is per environment (main thread or worker). */
 import { existsSync } from 'node:fs';
 import { DeviceError, fromNative, OptionError, unknownName } from './errors.js';
-import { backendLibrary, type DeviceId, type NativeMemory, native } from './native.js';
+import { backendLibrary, type DeviceId, type MemoryStats, native } from './native.js';
 
 /** 'cpu', 'cpu:avx2' (one code path), 'cuda' (the first GPU, as 'cuda:0'), 'cuda:1', 'cuda-emulated'. */
 export type DeviceName = string;
 
-/** What `diffit info` prints of a device. */
+/** What {@link devices} tells, and `diffit info` prints, of a device. */
 export interface DeviceDescription {
+  /** What `device` options take. */
   name: DeviceName;
+  /** Can tensors be made there? */
   available: boolean;
   /** Processor or GPU, when available. */
   model?: string;
   /** Code path: avx512, avx2, neon, baseline, sm_90a, … */
   variant?: string;
+  /** Worker threads, of a CPU. */
   threads?: number;
   /** Bytes of device memory; 0 where unknown. */
   memory?: number;
@@ -28,7 +31,7 @@ const namePattern = /^(cpu(:[a-z0-9]+)?|cuda(-emulated)?(:\d+)?)$/;
 let threads = 0;
 let defaultName: DeviceName = 'cpu';
 
-/** The native id of a device, opened on first use. Throws OptionError for an unknown name, DeviceError when it cannot be had. */
+/** The native id of a device, opened on first use. Throws OptionError for an unknown name, DeviceError when it cannot be had. @internal */
 export function deviceId(name: DeviceName): DeviceId {
   const known = opened.get(name);
   if (known !== undefined) return known;
@@ -44,7 +47,7 @@ export function deviceId(name: DeviceName): DeviceId {
   }
 }
 
-/** The one name of a device: the first of its kind goes without a number. */
+/** The one name of a device: the first of its kind goes without a number. @internal */
 export function canonicalName(name: DeviceName): DeviceName {
   return typeof name === 'string' && name.startsWith('cuda') && /:0+$/.test(name)
     ? name.slice(0, name.indexOf(':'))
@@ -86,17 +89,28 @@ export function cpuVariants(): DeviceName[] {
   return native.cpuVariants().map((variant) => `cpu:${variant}`);
 }
 
-/** Sets where tensors are made when no device is given. Opens it, so a missing device is an error here. */
+/**
+ * Sets where tensors are made when no device is given; 'cpu' until then. Opens the device, so a missing one is an error here.
+ *
+ * @throws {OptionError} An unknown device name.
+ * @throws {DeviceError} A device that cannot be had; the message says why.
+ */
 export function setDefaultDevice(name: DeviceName): void {
   deviceId(name);
   defaultName = canonicalName(name);
 }
 
+/** Where tensors are made when no device is given; see {@link setDefaultDevice}. */
 export function defaultDevice(): DeviceName {
   return defaultName;
 }
 
-/** Worker threads of CPU devices opened from now on; 0 means DIFFIT_NUM_THREADS or the physical cores. */
+/**
+ * Worker threads of CPU devices opened from now on, 0 to 1024; 0, the default, means DIFFIT_NUM_THREADS or the physical cores. Results do not
+ * depend on it.
+ *
+ * @throws {OptionError} Another number.
+ */
 export function setNumThreads(count: number): void {
   if (!Number.isInteger(count) || count < 0 || count > 1024) {
     throw new OptionError(`setNumThreads: expected an integer from 0 to 1024, got ${count}.`);
@@ -104,12 +118,22 @@ export function setNumThreads(count: number): void {
   threads = count;
 }
 
-/** Live buffers and bytes, the pool's size, the peak; and what the whole device has free, where it tells. */
-export function memory(name: DeviceName = defaultName): NativeMemory {
+/**
+ * Live buffers and bytes, the pool's size, the peak; and what the whole device has free, where it tells.
+ *
+ * @throws {OptionError} An unknown device name.
+ * @throws {DeviceError} A device that cannot be had.
+ */
+export function memory(name: DeviceName = defaultName): MemoryStats {
   return native.memory(deviceId(name));
 }
 
-/** Caps the memory the pool may hold, in bytes (0: no cap); beyond it, making a tensor throws OutOfMemoryError. */
+/**
+ * Caps the memory the pool may hold, in bytes (0, the default: no cap); beyond it, making a tensor throws {@link OutOfMemoryError}.
+ *
+ * @throws {OptionError} A cap that is not an integer of at least 0; an unknown device name.
+ * @throws {DeviceError} A device that cannot be had.
+ */
 export function setMemoryLimit(bytes: number, name: DeviceName = defaultName): void {
   if (!Number.isSafeInteger(bytes) || bytes < 0) {
     throw new OptionError(`setMemoryLimit: expected a number of bytes, got ${bytes}.`);
@@ -117,12 +141,21 @@ export function setMemoryLimit(bytes: number, name: DeviceName = defaultName): v
   native.setMemoryLimit(deviceId(name), bytes);
 }
 
-/** Gives the pool's free blocks back to the system. */
+/**
+ * Gives the pool's free blocks back to the system.
+ *
+ * @throws {OptionError} An unknown device name.
+ * @throws {DeviceError} A device that cannot be had.
+ */
 export function trimMemory(name: DeviceName = defaultName): void {
   native.trim(deviceId(name));
 }
 
-/** Resolves when the device has done everything asked so far; rejects with a failure since the last read. */
+/**
+ * Resolves when the device has done everything asked so far.
+ *
+ * @throws {DiffitError} The failure of an operation since the last read, naming the operation.
+ */
 export async function synchronize(name: DeviceName = defaultName): Promise<void> {
   try {
     await native.synchronize(deviceId(name));
@@ -137,6 +170,8 @@ const freeMarks = Array.from({ length: 1023 }, (_, slot) => slot);
 /**
  * Milliseconds that the device takes for what `fn` enqueues, measured by the device: from when it comes to the first of it to when the
  * last is done. What other tasks enqueue meanwhile counts too, so keep `fn` synchronous where there are any.
+ *
+ * @throws {OptionError} More than 511 measurements at a time.
  */
 export async function timeDevice(fn: () => unknown, name: DeviceName = defaultName): Promise<number> {
   const id = deviceId(name);

@@ -1,7 +1,7 @@
 /** Element types: their sizes, native numbers, and the TypedArrays that hold them in JavaScript. */
 import { DTypeError, unknownName } from './errors.js';
 
-/** f32, bf16, f16: real numbers; i32, i64: labels and indices; u8: images. */
+/** Types of a tensor's elements. f32, bf16, f16: real numbers; i32, i64: labels and indices; u8: images. */
 export type DType = 'f32' | 'bf16' | 'f16' | 'i32' | 'i64' | 'u8';
 
 /** What data() resolves with: bf16 and f16 arrive as Float32Array, i64 as BigInt64Array. */

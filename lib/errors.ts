@@ -5,6 +5,7 @@
 
 /** Base class: everything this package throws on purpose. */
 export class DiffitError extends Error {
+  /** Stays the same from version to version: `DIFFIT_SHAPE`, `DIFFIT_OPTION`, …; messages may change. */
   readonly code: string;
   constructor(code: string, message: string, options?: ErrorOptions) {
     super(message, options);
@@ -13,59 +14,62 @@ export class DiffitError extends Error {
   }
 }
 
-/** Shapes that do not fit an operation or a state dict. */
+/** Shapes that do not fit an operation or a state dict. Code `DIFFIT_SHAPE`. */
 export class ShapeError extends DiffitError {
   constructor(message: string) {
     super('DIFFIT_SHAPE', message);
   }
 }
 
-/** A dtype an operation does not take. */
+/** A dtype an operation does not take. Code `DIFFIT_DTYPE`. */
 export class DTypeError extends DiffitError {
   constructor(message: string) {
     super('DIFFIT_DTYPE', message);
   }
 }
 
-/** An unknown, missing or out-of-range option or argument. */
+/** An unknown, missing or out-of-range option or argument; the message names it, what was given and what was expected. Code `DIFFIT_OPTION`. */
 export class OptionError extends DiffitError {
   constructor(message: string) {
     super('DIFFIT_OPTION', message);
   }
 }
 
-/** A device that cannot be had, or tensors of different devices in one operation. */
+/** A device that cannot be had, or tensors of different devices in one operation. Code `DIFFIT_DEVICE`. */
 export class DeviceError extends DiffitError {
   constructor(message: string, options?: ErrorOptions) {
     super('DIFFIT_DEVICE', message, options);
   }
 }
 
-/** Device memory, or the cap on it, is exhausted; the process can go on after freeing some. */
+/** Device memory, or the cap on it, is exhausted; the process can go on after freeing some. Code `DIFFIT_OUT_OF_MEMORY`. */
 export class OutOfMemoryError extends DiffitError {
   constructor(message: string, options?: ErrorOptions) {
     super('DIFFIT_OUT_OF_MEMORY', message, options);
   }
 }
 
-/** A tensor used after dispose(), or after the scope that owned it ended. */
+/** A tensor used after dispose(), or after the scope that owned it ended; or a data loader after its dispose(). Code `DIFFIT_DISPOSED`. */
 export class DisposedError extends DiffitError {
   constructor(message: string) {
     super('DIFFIT_DISPOSED', message);
   }
 }
 
-/** backward() on something that has no gradient graph, or twice on the same one. */
+/** backward() on something that has no gradient graph, or twice on the same one. Code `DIFFIT_AUTOGRAD`. */
 export class AutogradError extends DiffitError {
   constructor(message: string) {
     super('DIFFIT_AUTOGRAD', message);
   }
 }
 
-/** A state dict whose keys or shapes are not the model's; lists all of them. */
+/** A state dict whose keys or shapes are not the model's; lists all of them. Code `DIFFIT_STATE_DICT`. */
 export class StateDictError extends DiffitError {
+  /** Keys of the model that the state dict does not have. */
   readonly missing: readonly string[];
+  /** Keys of the state dict that the model does not have. */
   readonly unexpected: readonly string[];
+  /** Tensors of another shape, as `name: [2, 3], expected [2, 4]`. */
   readonly misshapen: readonly string[];
   constructor(message: string, keys: { missing: string[]; unexpected: string[]; misshapen: string[] }) {
     super('DIFFIT_STATE_DICT', message);
@@ -75,8 +79,9 @@ export class StateDictError extends DiffitError {
   }
 }
 
-/** A file that is not what it claims to be: truncated, corrupt, or of another format. */
+/** A file that is not what it claims to be: truncated, corrupt, or of another format. Code `DIFFIT_FILE_FORMAT`. */
 export class FileFormatError extends DiffitError {
+  /** The file. */
   readonly path: string;
   constructor(message: string, options: { path: string; cause?: unknown }) {
     super('DIFFIT_FILE_FORMAT', message, { cause: options.cause });
@@ -84,8 +89,9 @@ export class FileFormatError extends DiffitError {
   }
 }
 
-/** A file or folder that cannot be read or written: missing, not permitted, disk full. */
+/** A file or folder that cannot be read or written: missing, not permitted, disk full. Code `DIFFIT_FILE`. */
 export class FileError extends DiffitError {
+  /** The file or folder. */
   readonly path: string;
   constructor(message: string, options: { path: string; cause?: unknown }) {
     super('DIFFIT_FILE', message, { cause: options.cause });
@@ -93,21 +99,21 @@ export class FileError extends DiffitError {
   }
 }
 
-/** A data set that is missing, empty or inconsistent. */
+/** A data set that is missing, empty or inconsistent. Code `DIFFIT_DATA`. */
 export class DataError extends DiffitError {
   constructor(message: string, options?: ErrorOptions) {
     super('DIFFIT_DATA', message, options);
   }
 }
 
-/** A failed run: NaN loss, checkpoint of another run, and the like. */
+/** A failed run: NaN loss, checkpoint of another run, and the like. Code `DIFFIT_TRAIN`. */
 export class TrainError extends DiffitError {
   constructor(message: string, options?: ErrorOptions) {
     super('DIFFIT_TRAIN', message, options);
   }
 }
 
-/** Gives an error of the native addon (a plain Error with `code`) its class. */
+/** Gives an error of the native addon (a plain Error with `code`) its class. @internal */
 export function fromNative(error: unknown): unknown {
   if (!(error instanceof Error) || error instanceof DiffitError) return error;
   const code = (error as { code?: unknown }).code;
@@ -128,7 +134,7 @@ export function fromNative(error: unknown): unknown {
   }
 }
 
-/** The candidate closest to `word` by edit distance, for "did you mean" hints; undefined when none is close. */
+/** The candidate closest to `word` by edit distance, for "did you mean" hints; undefined when none is close. @internal */
 export function suggestion(word: string, candidates: Iterable<string>): string | undefined {
   let best: string | undefined;
   let bestDistance = Math.max(2, Math.floor(word.length / 3)) + 1;
@@ -150,7 +156,7 @@ export function suggestion(word: string, candidates: Iterable<string>): string |
   return best;
 }
 
-/** `Unknown X "word"; expected one of …` with a hint when one candidate is close. */
+/** `Unknown X "word"; expected one of …` with a hint when one candidate is close. @internal */
 export function unknownName(what: string, word: string, candidates: readonly string[]): OptionError {
   const hint = suggestion(word, candidates);
   return new OptionError(

@@ -6,7 +6,7 @@
  * (native/binding/replay.h). So what changes from step to step, uploads and random draws above all, belongs outside.
  */
 import { type DeviceName, defaultDevice, deviceId } from './device.js';
-import { type DeviceId, type NativeGraphStats, native } from './native.js';
+import { type DeviceId, type GraphStats, native } from './native.js';
 
 interface Key {
   readonly number: number;
@@ -21,13 +21,18 @@ let made = 0;
 let enabled = process.env.DIFFIT_GRAPHS !== '0';
 let open = false;
 
-/** Switches replaying on (the default, unless the environment has DIFFIT_GRAPHS=0) or off, for this thread. */
+/** Switches the replaying of repeated work (CUDA graphs) on, the default unless the environment has DIFFIT_GRAPHS=0, or off, for this thread. */
 export function setGraphs(on: boolean): void {
   enabled = on;
 }
 
-/** How much work was replayed so far. */
-export function graphStats(name: DeviceName = defaultDevice()): NativeGraphStats {
+/**
+ * How much work a device replayed so far.
+ *
+ * @throws {OptionError} An unknown device name.
+ * @throws {DeviceError} A device that cannot be had.
+ */
+export function graphStats(name: DeviceName = defaultDevice()): GraphStats {
   return native.graphStats(deviceId(name));
 }
 

@@ -22,14 +22,39 @@ export {
 } from './device.js';
 export * as diffusion from './diffusion/index.js';
 export type { DType, TensorData } from './dtype.js';
-export * from './errors.js';
+export {
+  AutogradError,
+  DataError,
+  DeviceError,
+  DiffitError,
+  DisposedError,
+  DTypeError,
+  FileError,
+  FileFormatError,
+  OptionError,
+  OutOfMemoryError,
+  ShapeError,
+  StateDictError,
+  TrainError,
+} from './errors.js';
 export { graphStats, setGraphs } from './graph.js';
 export * as io from './io/index.js';
 export * as models from './models/index.js';
 export * as nn from './nn/index.js';
-export { Generator, manualSeed, rand, randn } from './ops/random.js';
+export type { GraphStats, MemoryStats } from './native.js';
+export { Generator, manualSeed, type RandomKey, type RandomOptions, rand, randn } from './ops/random.js';
 export * as optim from './optim/index.js';
 export { autocast, keep, type LowPrecision, noGrad, scope } from './scope.js';
 export type { Shape } from './shape.js';
-export { arange, full, ones, Tensor, type TensorOptions, tensor, zeros } from './tensor.js';
+export {
+  arange,
+  type FromBytesOptions,
+  full,
+  type NestedNumbers,
+  ones,
+  Tensor,
+  type TensorOptions,
+  tensor,
+  zeros,
+} from './tensor.js';
 export * as train from './train/index.js';

@@ -22,9 +22,11 @@ export interface NativeDeviceInfo {
   memory: number;
 }
 
-export interface NativeMemory {
-  /** Buffers not yet released, and their bytes. */
+/** What {@link memory} tells of a device. */
+export interface MemoryStats {
+  /** Buffers not yet released. */
   liveBuffers: number;
+  /** Their bytes. */
   liveBytes: number;
   /** Bytes held from the device: live ones and the pool's free blocks. */
   reservedBytes: number;
@@ -34,15 +36,19 @@ export interface NativeMemory {
   limitBytes: number;
   /** Operations enqueued and not yet finished. */
   queued: number;
-  /** Of the whole device, all processes together, now; missing where it does not tell. */
+  /** Free bytes of the whole device, all processes together, now; missing where it does not tell. */
   deviceFreeBytes?: number;
+  /** Bytes of the whole device; missing where it does not tell. */
   deviceTotalBytes?: number;
 }
 
-/** Spans of operations so far: captured as graphs, replayed, and run plainly. */
-export interface NativeGraphStats {
+/** What {@link graphStats} tells: spans of operations so far. */
+export interface GraphStats {
+  /** Captured as graphs. */
   captured: number;
+  /** Replayed in one launch. */
   replayed: number;
+  /** Run operation by operation. */
   plain: number;
 }
 
@@ -283,8 +289,8 @@ export interface NativeAddon {
   endSpan(device: DeviceId): void;
   /** Drops the graphs of a key. */
   forgetSpans(device: DeviceId, key: number): void;
-  graphStats(device: DeviceId): NativeGraphStats;
-  memory(device: DeviceId): NativeMemory;
+  graphStats(device: DeviceId): GraphStats;
+  memory(device: DeviceId): MemoryStats;
   resetPeak(device: DeviceId): void;
   setMemoryLimit(device: DeviceId, bytes: number): void;
   /** Returns the pool's free blocks to the device, in stream order. */

@@ -31,7 +31,10 @@ export function adopt(owned: Owned): void {
   storage.getStore()?.owned?.add(owned);
 }
 
-/** Takes tensors out of the current scope: they live until dispose() or garbage collection. Returns its argument. */
+/**
+ * Takes tensors (one, or those in an array, plain object or Map) out of the current scope: they live until dispose() or garbage
+ * collection. Returns its argument.
+ */
 export function keep<T>(value: T): T {
   const owned = storage.getStore()?.owned;
   if (owned) forEachOwned(value, (tensor) => owned.delete(tensor));
@@ -45,7 +48,8 @@ export function gradEnabled(): boolean {
 
 /**
  * Runs `fn`, then disposes all tensors it made but did not return (as a tensor, or in a returned array, plain object
- * or Map, however deep). Works for async functions too: the scope ends when the promise settles.
+ * or Map, however deep). Works for async functions too: the scope ends when the promise settles. Scopes nest: what one returns
+ * belongs to the one around it.
  */
 export function scope<T>(fn: () => T): T {
   const parent = storage.getStore() ?? outermost;
@@ -53,7 +57,7 @@ export function scope<T>(fn: () => T): T {
   return settle(frame, fn, (result) => end(frame, parent, result));
 }
 
-/** Runs `fn` without recording operations for backward(). */
+/** Runs `fn`, which may be asynchronous, without recording operations for backward(). Returns what it returns. */
 export function noGrad<T>(fn: () => T): T {
   return withGrad(false, fn);
 }
@@ -67,7 +71,9 @@ export function withGrad<T>(grad: boolean, fn: () => T): T {
 /**
  * Runs `fn` in mixed precision: matrix products, convolutions and attention take their operands in `dtype` (weights stay f32
  * and are converted), and what feeds them is stored in it; sums, norms' statistics, losses and weight gradients stay f32.
- * 'f32' switches it off inside another autocast.
+ * 'f32' switches it off inside another autocast. Returns what `fn` returns.
+ *
+ * @throws {OptionError} Another dtype.
  */
 export function autocast<T>(dtype: LowPrecision | 'f32', fn: () => T): T {
   if (!autocastDTypes.includes(dtype)) throw unknownName('autocast dtype', String(dtype), autocastDTypes);
@@ -79,6 +85,11 @@ export function autocast<T>(dtype: LowPrecision | 'f32', fn: () => T): T {
 /** The dtype of the autocast around the caller, if any. */
 export function autocastDType(): LowPrecision | undefined {
   return (storage.getStore() ?? outermost).autocast;
+}
+
+/** `value` as something that `using` disposes with `dispose`; the method does not show when it is listed or compared. @internal */
+export function withDispose<T extends object>(value: T, dispose: () => void): T & Disposable {
+  return Object.defineProperty(value, Symbol.dispose, { value: dispose }) as T & Disposable;
 }
 
 function settle<T>(frame: Frame, fn: () => T, finish: (result: unknown) => void): T {

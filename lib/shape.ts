@@ -1,6 +1,7 @@
 /** Arithmetic on shapes: sizes, strides, broadcasting, axes. Shapes are row-major; [] is a scalar. */
 import { OptionError, ShapeError } from './errors.js';
 
+/** Sizes of the axes, outermost first; at most 6. [] is a scalar. */
 export type Shape = readonly number[];
 
 /** Most dimensions a tensor may have (DIFFIT_MAX_DIMS). */

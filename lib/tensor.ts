@@ -11,6 +11,7 @@ import { canonicalName, type DeviceName, defaultDevice, deviceId } from './devic
 import { type DType, dtypeNumber, dtypeOf, isFloat, itemSize, type TensorData, toTyped, typedView } from './dtype.js';
 import { DeviceError, DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
 import { native, type TensorId } from './native.js';
+import { checkKeys } from './ops/check.js';
 import * as elementwise from './ops/elementwise.js';
 import * as index from './ops/index.js';
 import * as reduce from './ops/reduce.js';
@@ -20,13 +21,26 @@ import { type Node, runBackward } from './tape.js';
 
 /** Options of the functions that make tensors. */
 export interface TensorOptions {
-  /** Default: f32, or the TypedArray's own type. */
+  /** Type of the elements. Default: f32, or the TypedArray's own type. */
   dtype?: DType;
-  /** Default: defaultDevice(). */
+  /** Where the tensor is made. Default: {@link defaultDevice}. */
   device?: DeviceName;
   /** Collect a gradient in `grad` when backward() passes. Default false. */
   requiresGrad?: boolean;
 }
+
+/** Options of {@link Tensor.fromBytes}. */
+export interface FromBytesOptions {
+  /** Sizes of the axes. */
+  shape: Shape;
+  /** Type of the elements. */
+  dtype: DType;
+  /** Where the tensor is made. Default: {@link defaultDevice}. */
+  device?: DeviceName;
+}
+
+/** A number, or arrays of numbers in arrays, all of one length at each depth. */
+export type NestedNumbers = number | readonly NestedNumbers[];
 
 /**
  * A native id shared by the tensors that alias it; the last one out releases it, the collector if nobody did. Handles are used again:
@@ -84,12 +98,24 @@ const maxIdle = 4096;
 // Releasing an id twice is harmless: a stale one is ignored.
 const collected = new FinalizationRegistry<{ readonly id: TensorId }>(({ id }) => native.release(id));
 
-/** See the header of this file. Make one with {@link tensor}, {@link zeros}, {@link ones}, {@link full}, {@link arange}, randn. */
+/**
+ * A contiguous, row-major array on a device, and its gradient. Make one with {@link tensor}, {@link zeros}, {@link ones}, {@link full},
+ * {@link arange}, {@link rand} or {@link randn}.
+ *
+ * An operation checks its arguments at once and enqueues the work: nothing computes or waits before {@link Tensor.data},
+ * {@link Tensor.bytes}, {@link Tensor.item} or {@link Tensor.toArray} is awaited, which also rejects with what went wrong meanwhile. Operations
+ * take f32, bf16 and f16 and compute in f32; the result has the operands' dtype, f32 when those differ, and sums are f32. They throw
+ * {@link ShapeError}, {@link DTypeError}, {@link DeviceError} and {@link OptionError} for arguments that do not fit, {@link DisposedError} for a
+ * tensor that was given back, and {@link OutOfMemoryError}.
+ *
+ * Memory is given back by {@link Tensor.dispose}, `using`, or the end of the {@link scope} around; garbage collection is the safety net.
+ */
 export class Tensor implements Disposable {
   /** The gradient, after backward(), of a leaf made with requiresGrad. */
   grad?: Tensor;
   /** The operation that made this tensor, while gradients are recorded. @internal */
   node?: Node;
+  /** Does backward() compute the gradient of this tensor? Set it on leaves; results follow from what they are made of. */
   requiresGrad = false;
   /** A weight's values in low precision, made when `writes` was this (ops/precision.ts). Goes with the weight. @internal */
   lowered?: { readonly copy: Tensor; writes: number };
@@ -97,8 +123,11 @@ export class Tensor implements Disposable {
 
   private constructor(
     private readonly handle: Handle,
+    /** Sizes of the axes, outermost first. */
     readonly shape: Shape,
+    /** Type of the elements. */
     readonly dtype: DType,
+    /** Where the elements are. */
     readonly device: DeviceName,
     owned = true,
   ) {
@@ -116,10 +145,17 @@ export class Tensor implements Disposable {
     }
   }
 
-  /** A tensor from the raw bytes of its dtype (as files hold them). The bytes are copied. Throws ShapeError on a size that does not fit. */
-  static fromBytes(bytes: Uint8Array, options: { shape: Shape; dtype: DType; device?: DeviceName }): Tensor {
+  /**
+   * A tensor from the raw little-endian bytes of its dtype (as files hold them). The bytes are copied.
+   *
+   * @throws {ShapeError} Not as many bytes as the shape needs.
+   * @throws {OptionError} An unknown option, dtype or device name.
+   */
+  static fromBytes(bytes: Uint8Array, options: FromBytesOptions): Tensor {
+    checkKeys('fromBytes', options, fromBytesOptions);
     const { shape, dtype, device } = options;
     checkShape(shape, 'fromBytes');
+    dtypeNumber(dtype);
     if (bytes.byteLength !== numel(shape) * itemSize(dtype)) {
       throw new ShapeError(
         `fromBytes: ${format(shape)} of ${dtype} is ${numel(shape) * itemSize(dtype)} bytes, got ${bytes.byteLength}.`,
@@ -180,6 +216,7 @@ export class Tensor implements Disposable {
     return this;
   }
 
+  /** Number of axes. */
   get ndim(): number {
     return this.shape.length;
   }
@@ -189,6 +226,7 @@ export class Tensor implements Disposable {
     return numel(this.shape);
   }
 
+  /** Was the tensor given back? Using it then throws {@link DisposedError}. */
   get isDisposed(): boolean {
     return this.disposed;
   }
@@ -203,13 +241,16 @@ export class Tensor implements Disposable {
     this.lowered = undefined;
   }
 
+  /** Called at the end of the block by `using x = …`: {@link Tensor.dispose}. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 
   /**
    * The contents in row-major order, once the device gets there: Float32Array (f32, bf16, f16), Int32Array,
-   * BigInt64Array or Uint8Array. Rejects with the failure of an earlier operation, if there was one.
+   * BigInt64Array or Uint8Array.
+   *
+   * @throws {DiffitError} The failure of an earlier operation, if there was one.
    */
   async data(): Promise<TensorData> {
     if (this.dtype === 'bf16' || this.dtype === 'f16') {
@@ -223,7 +264,7 @@ export class Tensor implements Disposable {
     return typedView((await this.bytes()).buffer as ArrayBuffer, this.dtype);
   }
 
-  /** The raw bytes of the contents, as files hold them. */
+  /** The raw bytes of the contents, as files hold them: row-major, little-endian. Rejects as {@link Tensor.data}. */
   async bytes(): Promise<Uint8Array> {
     try {
       return new Uint8Array(await native.read(this.id));
@@ -232,13 +273,17 @@ export class Tensor implements Disposable {
     }
   }
 
-  /** The one element of a tensor of size 1. Throws ShapeError otherwise. */
+  /**
+   * The one element of a tensor of size 1. Rejects as {@link Tensor.data}.
+   *
+   * @throws {ShapeError} The tensor has another size.
+   */
   async item(): Promise<number> {
     if (this.size !== 1) throw new ShapeError(`item(): expected one element, this tensor is ${format(this.shape)}.`);
     return Number((await this.data())[0]);
   }
 
-  /** Nested arrays of numbers in the shape of the tensor; a plain number for a scalar. */
+  /** Nested arrays of numbers in the shape of the tensor; a plain number for a scalar. For looking at; {@link Tensor.data} is quicker. */
   async toArray(): Promise<unknown> {
     const data = await this.data();
     let position = 0;
@@ -249,20 +294,27 @@ export class Tensor implements Disposable {
 
   /**
    * Computes the gradient of this tensor with respect to every leaf that requires one and adds it to their `grad`.
-   * `gradient` (same shape) is the gradient of whatever follows; a scalar needs none. Throws AutogradError when
-   * nothing was recorded, or when the graph was already used.
+   * `gradient` (same shape) is the gradient of whatever follows; a scalar needs none. The graph is used up: what it kept is freed on the way.
+   *
+   * @throws {AutogradError} Nothing was recorded, or the graph was already used.
+   * @throws {ShapeError} A `gradient` of another shape, or none for a tensor of more than one element.
    */
   backward(gradient?: Tensor): void {
     runBackward(this, gradient);
   }
 
-  /** The same values, cut off from the tape. Shares the buffer. */
+  /** The same values, cut off from the tape: gradients stop here. Shares the buffer. */
   detach(): Tensor {
     void this.id;
     return new Tensor(this.handle.retain(), this.shape, this.dtype, this.device);
   }
 
-  /** Copies `source` (as many elements, same device; converted to this dtype) into this tensor, in place. Not recorded. */
+  /**
+   * Copies `source` (as many elements, same device; converted to this dtype) into this tensor, in place. Not recorded. Returns this.
+   *
+   * @throws {DeviceError} `source` is on another device.
+   * @throws {ShapeError} `source` has another number of elements.
+   */
   copyFrom(source: Tensor): this {
     if (source.device !== this.device) {
       throw new DeviceError(`copyFrom: the source is on ${source.device}, this tensor on ${this.device}.`);
@@ -279,44 +331,55 @@ export class Tensor implements Disposable {
     return elementwise.cast(this, dtype);
   }
 
+  /** this + other, broadcast. */
   add(other: Tensor | number): Tensor {
     return elementwise.add(this, other);
   }
+  /** this - other, broadcast. */
   sub(other: Tensor | number): Tensor {
     return elementwise.sub(this, other);
   }
+  /** Elementwise this · other, broadcast. Matrix products: nn.functional.matmul. */
   mul(other: Tensor | number): Tensor {
     return elementwise.mul(this, other);
   }
+  /** Elementwise this / other, broadcast. */
   div(other: Tensor | number): Tensor {
     return elementwise.div(this, other);
   }
+  /** -this. */
   neg(): Tensor {
     return elementwise.affine(this, -1, 0);
   }
+  /** Absolute values; the gradient at 0 is 0. */
   abs(): Tensor {
     return elementwise.unary('abs', this);
   }
+  /** Squares of the elements. */
   square(): Tensor {
     return elementwise.unary('square', this);
   }
+  /** Square roots; NaN below 0. */
   sqrt(): Tensor {
     return elementwise.unary('sqrt', this);
   }
+  /** e to the power of the elements. */
   exp(): Tensor {
     return elementwise.unary('exp', this);
   }
+  /** Natural logarithms; NaN below 0. */
   log(): Tensor {
     return elementwise.unary('log', this);
   }
+  /** min(max(this, low), high); the gradient is 0 where an element was outside. Throws OptionError when low is above high. */
   clamp(low: number, high: number): Tensor {
     return elementwise.clamp(this, low, high);
   }
-  /** Sum over `axes` (all by default), f32. */
+  /** Sum over `axes` (all by default; negative ones count from the back), f32. `keepDims` leaves them in the shape, with size 1. */
   sum(axes?: number | readonly number[], keepDims = false): Tensor {
     return reduce.sum(this, axes, keepDims);
   }
-  /** Mean over `axes` (all by default), f32. */
+  /** Mean over `axes` (all by default; negative ones count from the back), f32. `keepDims` leaves them in the shape, with size 1. */
   mean(axes?: number | readonly number[], keepDims = false): Tensor {
     return reduce.mean(this, axes, keepDims);
   }
@@ -332,21 +395,33 @@ export class Tensor implements Disposable {
   reshape(shape: Shape): Tensor {
     return index.reshape(this, shape);
   }
-  /** Axes in another order (a copy). */
+  /** Axes in another order (a copy): y.shape[i] = shape[axes[i]]. */
   permute(axes: readonly number[]): Tensor {
     return index.permute(this, axes);
   }
-  /** Elements [start, end) of one axis. */
+  /** Elements [start, end) of one axis; negative positions count from the end. A slice of axis 0 shares the buffer. */
   slice(axis: number, start: number, end?: number): Tensor {
     return index.slice(this, axis, start, end);
   }
 }
 
-/** A tensor from a TypedArray or (nested) numbers. Shape: given, or that of the nesting, or [length]. The data is copied. */
+const optionNames = ['dtype', 'device', 'requiresGrad'];
+const fromDataOptions = [...optionNames, 'shape'];
+const fromBytesOptions = ['shape', 'dtype', 'device'];
+
+/**
+ * A tensor from a TypedArray or (nested) numbers. Shape: given, or that of the nesting, or [length]. The data is copied.
+ *
+ * @throws {ShapeError} Ragged nesting, or data that do not fill the shape.
+ * @throws {DTypeError} A TypedArray without a dtype (Float64Array, …), a number an integer dtype cannot hold, requiresGrad for integers.
+ * @throws {OptionError} An unknown option, dtype or device name.
+ * @throws {OutOfMemoryError} The device has no memory for it.
+ */
 export function tensor(
   data: TensorData | Uint8ClampedArray | NestedNumbers,
   options: TensorOptions & { shape?: Shape } = {},
 ): Tensor {
+  checkKeys('tensor', options, fromDataOptions);
   const typed = ArrayBuffer.isView(data) ? data : undefined;
   const nested = typed ? undefined : (data as NestedNumbers);
   if (!typed && typeof nested !== 'number' && !Array.isArray(nested)) {
@@ -378,25 +453,41 @@ export function tensor(
   return withGradient(result, options);
 }
 
-/** A tensor filled with one value. */
+/**
+ * A tensor filled with one value.
+ *
+ * @throws {ShapeError} What is no shape.
+ * @throws {DTypeError} requiresGrad for an integer dtype.
+ * @throws {OptionError} An unknown option, dtype or device name.
+ * @throws {OutOfMemoryError} The device has no memory for it.
+ */
 export function full(shape: Shape, value: number, options: TensorOptions = {}): Tensor {
-  checkShape(shape, 'full');
+  return filled('full', shape, value, options);
+}
+
+function filled(op: string, shape: Shape, value: number, options: TensorOptions): Tensor {
+  checkKeys(op, options, optionNames);
+  checkShape(shape, op);
   const result = Tensor.empty([...shape], options.dtype, options.device);
   native.ops.fill(result.id, value);
   return withGradient(result, options);
 }
 
-/** A tensor of zeros. */
+/** A tensor of zeros; throws as {@link full}. */
 export function zeros(shape: Shape, options: TensorOptions = {}): Tensor {
-  return full(shape, 0, options);
+  return filled('zeros', shape, 0, options);
 }
 
-/** A tensor of ones. */
+/** A tensor of ones; throws as {@link full}. */
 export function ones(shape: Shape, options: TensorOptions = {}): Tensor {
-  return full(shape, 1, options);
+  return filled('ones', shape, 1, options);
 }
 
-/** start, start + step, … below `end`; one argument counts from 0. */
+/**
+ * start, start + step, … below `end`, of shape [n]; one argument counts from 0. Default step 1.
+ *
+ * @throws {OptionError} A step of 0 or NaN, ends that are not finite; an unknown option, dtype or device name.
+ */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
   const [first, last] = end === undefined ? [0, start] : [start, end];
   const length = Math.max(0, Math.ceil((last - first) / step));
@@ -407,10 +498,12 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   );
 }
 
-type NestedNumbers = number | readonly NestedNumbers[];
-
 function withGradient(result: Tensor, options: TensorOptions): Tensor {
-  if (options.requiresGrad) {
+  const { requiresGrad } = options;
+  if (requiresGrad !== undefined && typeof requiresGrad !== 'boolean') {
+    throw new OptionError(`requiresGrad is ${String(requiresGrad)}, expected true or false.`);
+  }
+  if (requiresGrad) {
     if (!isFloat(result.dtype))
       throw new DTypeError(`requiresGrad: ${result.dtype} has no gradient; use f32, bf16 or f16.`);
     result.requiresGrad = true;

@@ -21,7 +21,7 @@ const libRooms: Room[] = [
   { name: 'native', holds: ['lib/native.ts'] },
   {
     name: 'tensor',
-    holds: ['errors', 'options', 'dtype', 'shape', 'scope', 'device', 'graph', 'tape', 'tensor', 'random']
+    holds: ['errors', 'options', 'option-problems', 'dtype', 'shape', 'scope', 'device', 'graph', 'tape', 'tensor', 'random']
       .map((file) => `lib/${file}.ts`)
       .concat('lib/ops/'),
   },

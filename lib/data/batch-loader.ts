@@ -3,10 +3,13 @@
  * on the seed and the epoch alone (Philox), so a loader restored to a position goes on with the same batches as one that
  * never stopped.
  */
-import { DataError, OptionError } from '../errors.js';
+import { DataError, DisposedError, OptionError } from '../errors.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { HOST_LANE, HostRandom, philox4x32, splitWords } from '../random.js';
 
+/** Options of {@link BatchLoader}. */
 export interface LoaderOptions {
+  /** Images per batch. */
   batchSize: number;
   /** Seeds the orders and the flips. Default 0. */
   seed?: number;
@@ -14,7 +17,7 @@ export interface LoaderOptions {
   shuffle?: boolean;
   /** Leaves out the images at the end of an epoch that do not fill a batch. Default true. */
   dropLast?: boolean;
-  /** Batches read ahead while one is in use. Default 2. */
+  /** Batches read ahead while one is in use, 0 for none. Default 2. */
   prefetch?: number;
   /** Epochs until the iteration ends, counted from the start of training. Default: endless. */
   epochs?: number;
@@ -24,15 +27,33 @@ export interface LoaderOptions {
   signal?: AbortSignal;
 }
 
+/** The schema's entries of {@link LoaderOptions}. */
+export const loaderFields = (...[z, is]: Parameters<Parameters<typeof schema>[0]>) =>
+  ({
+    batchSize: is.count,
+    seed: is.natural.default(0),
+    shuffle: z.boolean().default(true),
+    dropLast: z.boolean().default(true),
+    prefetch: is.natural.default(2),
+    epochs: z.union([is.natural, z.literal(Number.POSITIVE_INFINITY)]).default(Number.POSITIVE_INFINITY),
+    flip: is.share.default(0),
+    signal: is.signal.optional(),
+  }) satisfies Fields<LoaderOptions>;
+const loaderSchema = schema((z, is) => z.strictObject(loaderFields(z, is)));
+
 /** Where a loader stands: `cursor` images of the order of `epoch` were delivered. Plain JSON. */
 export interface LoaderState {
+  /** From 0. */
   epoch: number;
+  /** Images delivered, from 0. */
   cursor: number;
 }
 
 /** What a batch is to hold. */
 export interface Draw {
+  /** Which images of the data set. */
   indices: Uint32Array;
+  /** From 0. */
   epoch: number;
   /** Is image i of the batch to be mirrored? Absent: none is. */
   flips?: (i: number) => boolean;
@@ -49,29 +70,35 @@ const orderStream = 1;
 const flipStream = 2;
 
 /**
+ * Batches of what can be read by index, read in the background. Every epoch has an order of its own that depends on the seed and the epoch alone.
+ *
  * `for await (const batch of loader)`: the position belongs to the loader, so leaving the loop and iterating again goes
- * on where it was. Errors of the data set end the iteration at the batch they belong to.
+ * on where it was. Errors of the data set end the iteration at the batch they belong to. {@link BatchLoader.dispose} stops the reading ahead.
  */
-export abstract class BatchLoader<B> implements AsyncIterable<B> {
+export abstract class BatchLoader<B> implements AsyncIterable<B>, Disposable {
+  /** Batches of an epoch; with dropLast, full ones. */
   readonly batchesPerEpoch: number;
   private readonly options: Required<Omit<LoaderOptions, 'signal'>>;
   private readonly signal?: AbortSignal;
   private readonly key: [number, number];
+  private readonly running = new Set<AbortController>();
+  private disposed = false;
   private position: LoaderState = { epoch: 0, cursor: 0 };
   private order?: { epoch: number; indices: Uint32Array };
 
+  /**
+   * @param length - Images of the data set.
+   * @throws {OptionError} An option that is missing, unknown or out of range; with dropLast, a batch larger than the data set.
+   * @throws {DataError} An empty data set.
+   */
   constructor(
     private readonly length: number,
     options: LoaderOptions,
   ) {
-    const { batchSize, seed = 0, shuffle = true, dropLast = true, prefetch = 2 } = options;
-    const { epochs = Number.POSITIVE_INFINITY, flip = 0, signal } = options;
-    this.options = { batchSize, seed, shuffle, dropLast, prefetch, epochs, flip };
+    const { signal, ...settings } = parseOptions(loaderSchema, options, new.target.name);
+    const { batchSize, seed, dropLast } = settings;
+    this.options = settings;
     this.signal = signal;
-    checkCount('batchSize', batchSize, 1);
-    checkCount('prefetch', prefetch, 0);
-    if (epochs !== Number.POSITIVE_INFINITY) checkCount('epochs', epochs, 0);
-    if (!(flip >= 0 && flip <= 1)) throw new OptionError(`flip must be a probability in 0 .. 1, got ${flip}.`);
     if (length === 0) throw new DataError('The data set is empty.');
     if (dropLast && batchSize > length) {
       throw new OptionError(
@@ -101,11 +128,30 @@ export abstract class BatchLoader<B> implements AsyncIterable<B> {
     this.position = this.normalize({ epoch, cursor });
   }
 
+  /** Stops the reading ahead and ends every iteration. The data set stays open: it is its owner's. Calling it again does nothing. */
+  dispose(): void {
+    this.disposed = true;
+    for (const stop of this.running) stop.abort();
+  }
+
+  /** Called at the end of the block by `using loader = …`: {@link BatchLoader.dispose}. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /**
+   * Batches from the position on. Rejects with the signal's reason when aborted.
+   *
+   * @throws {DisposedError} After dispose().
+   */
   async *[Symbol.asyncIterator](): AsyncGenerator<B, void, undefined> {
+    if (this.disposed) throw new DisposedError('This loader was disposed; make another one to read on.');
     const stop = new AbortController();
+    this.running.add(stop);
     let queue: Pending<B>[] = [];
     try {
       for (;;) {
+        if (this.disposed) return;
         this.signal?.throwIfAborted();
         if (queue.length > 0 && !samePosition(queue[0].start, this.position)) queue = [];
         while (queue.length <= this.options.prefetch) {
@@ -115,13 +161,18 @@ export abstract class BatchLoader<B> implements AsyncIterable<B> {
         }
         const next = queue.shift();
         if (!next) return;
-        const batch = await untilAborted(next.batch, this.signal);
+        const batch = await untilAborted(next.batch, this.signal).catch((error) => {
+          if (!this.disposed) throw error;
+          return undefined;
+        });
+        if (batch === undefined) return;
         if (!samePosition(next.start, this.position)) continue; // restore() was called meanwhile
         this.position = next.end;
         yield batch;
       }
     } finally {
       stop.abort();
+      this.running.delete(stop);
     }
   }
 
@@ -161,7 +212,7 @@ function samePosition(a: LoaderState, b: LoaderState): boolean {
   return a.epoch === b.epoch && a.cursor === b.cursor;
 }
 
-export function checkCount(name: string, value: number, least: number): void {
+function checkCount(name: string, value: number, least: number): void {
   if (!Number.isInteger(value) || value < least || value >= 2 ** 32) {
     throw new OptionError(`${name} must be an integer of at least ${least}, got ${value}.`);
   }

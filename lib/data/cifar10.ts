@@ -4,30 +4,42 @@
  */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DataError, FileFormatError, unknownName } from '../errors.js';
+import { DataError, FileFormatError } from '../errors.js';
 import { readFully, toFileError, withFile } from '../io/files.js';
-import { type Dataset, MemoryDataset } from './dataset.js';
+import { type Fields, parseOptions, schema } from '../options.js';
+import { MemoryDataset, type OpenDataset } from './dataset.js';
 import type { Split } from './mnist.js';
 
 const pixels = 32 * 32;
 const recordBytes = 1 + 3 * pixels;
 const classNames = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'];
 
+/** Options of {@link openCifar10}. */
 export interface Cifar10Options {
   /** Holds data_batch_1.bin … data_batch_5.bin and test_batch.bin, or a folder cifar-10-batches-bin with them. */
   dir: string;
-  /** Default 'train'. */
+  /** Which part: 50,000 images, or 10,000. Default 'train'. */
   split?: Split;
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    dir: is.name,
+    split: z.enum(['train', 'test']).default('train'),
+  } satisfies Fields<Cifar10Options>),
+);
+
 /**
- * Opens CIFAR-10; all images are read into memory as RGB [32, 32, 3].
- * Throws DataError when files are missing, FileFormatError when one is corrupt.
+ * Opens CIFAR-10 (Krizhevsky 2009) in its binary form; all images are read into memory as RGB [32, 32, 3].
+ *
+ * @throws {DataError} Files are missing.
+ * @throws {FileFormatError} A file is corrupt.
+ * @throws {FileError} The folder or a file cannot be read.
+ * @throws {OptionError} An option that is missing, unknown, or no split.
  */
-export async function openCifar10(options: Cifar10Options): Promise<Dataset> {
-  const { split = 'train' } = options;
-  if (split !== 'train' && split !== 'test') throw unknownName('split', split, ['train', 'test']);
-  const files = await cifarFiles(options.dir, split);
+export async function openCifar10(options: Cifar10Options): Promise<OpenDataset> {
+  const { dir, split } = parseOptions(optionsSchema, options, 'openCifar10');
+  const files = await cifarFiles(dir, split);
   const batches: { images: Uint8Array; labels: Uint8Array }[] = [];
   for (const path of files) batches.push(await readBatch(path));
   const images = Buffer.concat(batches.map((batch) => batch.images));

@@ -8,7 +8,7 @@ const maxListed = 20;
 
 /**
  * The place of a class in a list of names: as written, which tells ImageNet's dog Cardigan from the garment, or else in any
- * case. Throws OptionError with names that contain it or are close.
+ * case. `what` is the word for it in messages. Throws OptionError with names that contain it or are close.
  */
 export function classLabel(name: string, classNames: readonly string[], what = 'class'): number {
   const word = name.trim().toLowerCase();

@@ -3,18 +3,23 @@ import { DataError, OptionError } from '../errors.js';
 
 /** One image, 8 bits, row-major, channels last; its label is 0 in an unlabelled set. */
 export interface Sample {
+  /** [height, width, channels]. */
   image: Uint8Array;
+  /** Its class, from 0. */
   label: number;
 }
 
-/** Labelled or unlabelled images of one size, read by index in any order and several at a time. */
+/** Labelled or unlabelled images of one size, read by index in any order and several at a time: what {@link DataLoader} takes. */
 export interface Dataset {
+  /** Number of images. */
   readonly length: number;
   /** [height, width, channels] of every image. */
   readonly imageShape: readonly [number, number, number];
   /** Labels are 0 .. numClasses - 1; 0 for an unlabelled set. */
   readonly numClasses: number;
+  /** Name of each label, where there are names. */
   readonly classNames?: readonly string[];
+  /** Image `index`, 0 .. length - 1. */
   get(index: number): Promise<Sample>;
   /** Faster than get() for many: fills `out` [indices.length, height, width, channels], and `labels` where given. */
   readBatch?(indices: ArrayLike<number>, out: Uint8Array, labels?: BigInt64Array): Promise<void>;
@@ -22,7 +27,13 @@ export interface Dataset {
   close?(): void;
 }
 
-/** Throws OptionError unless `index` is one of the data set. */
+/** A data set that was opened: `using dataset = await data.openDataset('mnist')` closes it at the end of the block. */
+export interface OpenDataset extends Dataset, Disposable {
+  /** Gives files back; a set that holds some cannot be read afterwards. */
+  close(): void;
+}
+
+/** Throws OptionError unless `index` is one of the data set. @internal */
 export function checkIndex(index: number, length: number): void {
   if (!Number.isInteger(index) || index < 0 || index >= length) {
     throw new OptionError(`Index ${index} is outside the data set of ${length} images.`);
@@ -30,19 +41,26 @@ export function checkIndex(index: number, length: number): void {
 }
 
 /** A data set held in memory. */
-export class MemoryDataset implements Dataset {
+export class MemoryDataset implements OpenDataset {
+  /** Number of images. */
   readonly length: number;
+  /** Labels are 0 .. numClasses - 1; 0 for an unlabelled set. */
   readonly numClasses: number;
   private readonly imageBytes: number;
 
   /**
-   * @param images [length, height, width, channels]
-   * @param labels One per image, below the number of `classNames` where there are any. None: an unlabelled set.
+   * @param images - [length, height, width, channels]; not copied.
+   * @param imageShape - [height, width, channels].
+   * @param labels - One per image, below the number of `classNames` where there are any. None: an unlabelled set.
+   * @param classNames - Name of each label.
+   * @throws {DataError} Bytes that are no whole images, another number of labels, a label out of range.
    */
   constructor(
     private readonly images: Uint8Array,
+    /** [height, width, channels] of every image. */
     readonly imageShape: readonly [number, number, number],
     private readonly labels?: Uint8Array,
+    /** Name of each label, where there are names. */
     readonly classNames?: readonly string[],
   ) {
     this.imageBytes = imageShape[0] * imageShape[1] * imageShape[2];
@@ -62,12 +80,14 @@ export class MemoryDataset implements Dataset {
     }
   }
 
+  /** A copy of image `index` and its label. Throws OptionError for an index outside. */
   async get(index: number): Promise<Sample> {
     checkIndex(index, this.length);
     const image = new Uint8Array(this.images.subarray(index * this.imageBytes, (index + 1) * this.imageBytes));
     return { image, label: this.labels?.[index] ?? 0 };
   }
 
+  /** Fills `out` [indices.length, height, width, channels], and `labels` where given. Throws OptionError for an index outside. */
   async readBatch(indices: ArrayLike<number>, out: Uint8Array, labels?: BigInt64Array): Promise<void> {
     const { images, imageBytes } = this;
     for (let i = 0; i < indices.length; i++) {
@@ -77,4 +97,10 @@ export class MemoryDataset implements Dataset {
       if (labels) labels[i] = BigInt(this.labels?.[index] ?? 0);
     }
   }
+
+  /** There are no files to give back: the images go with the object. */
+  close(): void {}
+
+  /** As close(). */
+  [Symbol.dispose](): void {}
 }

@@ -1,8 +1,10 @@
 /** Data sets of encoded images (PNG, JPEG, …), decoded when they are read. */
-import { DataError, FileFormatError, OptionError, unknownName } from '../errors.js';
+import { DataError, FileFormatError } from '../errors.js';
 import { type DecodeOptions, decodeImage } from '../io/image.js';
-import { checkIndex, type Dataset, type Sample } from './dataset.js';
+import { type Fields, schema } from '../options.js';
+import { checkIndex, type OpenDataset, type Sample } from './dataset.js';
 
+/** Options of {@link openImageFolder} and {@link openImageZip}. */
 export interface EncodedOptions extends DecodeOptions {
   /**
    * What to do about an image that does not decode: 'error' names it; 'skip' counts it and gives the next sound one in
@@ -10,6 +12,15 @@ export interface EncodedOptions extends DecodeOptions {
    */
   onCorrupt?: 'error' | 'skip';
 }
+
+/** The schema's entries of {@link EncodedOptions}. */
+export const encodedFields = (...[z, is]: Parameters<Parameters<typeof schema>[0]>) =>
+  ({
+    size: is.count.optional(),
+    channels: z.literal([1, 3]).optional(),
+    onCorrupt: z.enum(['error', 'skip']).optional(),
+  }) satisfies Fields<EncodedOptions>;
+export const encodedSchema = schema((z, is) => z.strictObject(encodedFields(z, is)));
 
 /** Where encoded images come from. */
 export interface EncodedSource {
@@ -28,28 +39,28 @@ export function isImageName(name: string): boolean {
   return extensions.test(name) && !/(^|\/)\.[^/]*$/.test(name);
 }
 
-export class EncodedDataset implements Dataset {
+/** A data set of encoded images (PNG, JPEG, …), decoded when they are read. Close it, or open it with `using`. */
+export class EncodedDataset implements OpenDataset {
   private readonly corrupt = new Set<number>();
 
   private constructor(
     private readonly source: EncodedSource,
+    /** [height, width, channels] of every image. */
     readonly imageShape: readonly [number, number, number],
+    /** Labels are 0 .. numClasses - 1; 0 for an unlabelled set. */
     readonly numClasses: number,
+    /** Name of each label, where there are names. */
     readonly classNames: readonly string[] | undefined,
     private readonly options: EncodedOptions,
   ) {}
 
-  /** Without a size, all images must have that of the first. */
+  /** Without a size, all images must have that of the first. @internal */
   static async open(
     source: EncodedSource,
     classes: { count: number; names?: readonly string[] },
     options: EncodedOptions,
   ): Promise<EncodedDataset> {
-    const { size, channels = 3, onCorrupt = 'error' } = options;
-    if (!['error', 'skip'].includes(onCorrupt)) throw unknownName('onCorrupt', onCorrupt, ['error', 'skip']);
-    if (size !== undefined && (!Number.isInteger(size) || size < 1)) {
-      throw new OptionError(`size must be a positive integer, got ${size}.`);
-    }
+    const { size, channels = 3 } = options;
     let [height, width] = [size ?? 0, size ?? 0];
     if (size === undefined) {
       const probe = new EncodedDataset(source, [0, 0, channels], 0, undefined, options);
@@ -58,6 +69,7 @@ export class EncodedDataset implements Dataset {
     return new EncodedDataset(source, [height, width, channels], classes.count, classes.names, options);
   }
 
+  /** Number of images. */
   get length(): number {
     return this.source.length;
   }
@@ -67,6 +79,13 @@ export class EncodedDataset implements Dataset {
     return this.corrupt.size;
   }
 
+  /**
+   * Image `index`, decoded, and its label.
+   *
+   * @throws {OptionError} An index outside.
+   * @throws {FileFormatError} A corrupt image, unless onCorrupt is 'skip'.
+   * @throws {DataError} An image of another size than the first, where no size is set; no sound image at all.
+   */
   async get(index: number): Promise<Sample> {
     checkIndex(index, this.length);
     const { image, position } = await this.decode(index);
@@ -79,8 +98,14 @@ export class EncodedDataset implements Dataset {
     return { image: image.data, label: this.numClasses > 0 ? this.source.label(position) : 0 };
   }
 
+  /** Gives an archive's file back. */
   close(): void {
     this.source.close?.();
+  }
+
+  /** Called at the end of the block by `using dataset = …`: {@link EncodedDataset.close}. */
+  [Symbol.dispose](): void {
+    this.close();
   }
 
   /** The first sound image from `index` on, going round at the end. */

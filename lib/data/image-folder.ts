@@ -6,14 +6,21 @@ import { readdir, realpath, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataError } from '../errors.js';
 import { toFileError, withFile } from '../io/files.js';
-import { EncodedDataset, type EncodedOptions, isImageName } from './encoded.js';
+import { parseOptions } from '../options.js';
+import { EncodedDataset, type EncodedOptions, encodedSchema, isImageName } from './encoded.js';
 
 /**
  * Opens a folder of images: PNG, JPEG, WebP, GIF, TIFF or AVIF. Sub-folders and links are followed; other files are
- * ignored. Throws DataError when there are no images, or both at the top and in sub-folders; FileError when something
- * cannot be read. Reading a corrupt image throws FileFormatError, or skips it.
+ * ignored. Images in sub-folders are labelled by the first level, in the order of the names (as ImageNet is laid out); images at the top make an
+ * unlabelled set.
+ *
+ * @throws {DataError} There are no images, or both at the top and in sub-folders.
+ * @throws {FileError} Something cannot be read.
+ * @throws {FileFormatError} Without a size: the first image is corrupt.
+ * @throws {OptionError} An option that is unknown or out of range.
  */
 export async function openImageFolder(dir: string, options: EncodedOptions = {}): Promise<EncodedDataset> {
+  const settings = parseOptions(encodedSchema, options, 'openImageFolder');
   const paths: string[] = [];
   try {
     await collect(dir, '', [], paths);
@@ -36,7 +43,7 @@ export async function openImageFolder(dir: string, options: EncodedOptions = {})
     label: (index: number) => labels.get(className(paths[index])) ?? 0,
     read: (index: number) => withFile(join(dir, paths[index]), (handle) => handle.readFile()),
   };
-  return EncodedDataset.open(source, { count: names?.length ?? 0, names }, options);
+  return EncodedDataset.open(source, { count: names?.length ?? 0, names }, settings);
 }
 
 function className(path: string): string {

@@ -1,8 +1,8 @@
 /** Data sets of images and of their latents, and batches of them. */
-export { BatchLoader, type LoaderOptions, type LoaderState } from './batch-loader.js';
+export { BatchLoader, type Draw, type LoaderOptions, type LoaderState } from './batch-loader.js';
 export { type Cifar10Options, openCifar10 } from './cifar10.js';
 export { classLabel } from './class-label.js';
-export { type Dataset, MemoryDataset, type Sample } from './dataset.js';
+export { type Dataset, MemoryDataset, type OpenDataset, type Sample } from './dataset.js';
 export type { EncodedDataset, EncodedOptions } from './encoded.js';
 export { openImageFolder } from './image-folder.js';
 export { imagenetClasses, imagenetLabel } from './imagenet.js';

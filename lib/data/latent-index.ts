@@ -10,45 +10,74 @@ import { DataError, FileError, FileFormatError } from '../errors.js';
 import { quote, toFileError, writeAtomically } from '../io/files.js';
 import { readSafetensorsHeader } from '../io/safetensors.js';
 import { type SafetensorsEntry, tensorDType } from '../io/safetensors-format.js';
-import { type Output, schema } from '../options.js';
+import { type Fields, schema } from '../options.js';
 import { format, sameShape } from '../shape.js';
 
 const indexName = 'latents.json';
 
-const indexSchema = schema((z) => {
-  const count = z.int().min(1);
-  return z.strictObject({
+/** What latents were made from and how; the same for all shards of a folder. */
+export interface LatentSettings {
+  /** Images in all, once every shard is there. */
+  images: number;
+  /** [height, width, channels] of the images. */
+  imageShape: [height: number, width: number, channels: number];
+  /** [channels, height, width] of their latents. */
+  latentShape: [channels: number, height: number, width: number];
+  /** What a diffusion model multiplies the latents by. */
+  scalingFactor: number;
+  /** 0 for an unlabelled set. */
+  numClasses: number;
+  /** Name of each label, where there are names. */
+  classNames?: string[];
+  /** Are the mirrored images there too? */
+  mirrored: boolean;
+  /** How the latents are stored. */
+  dtype: 'f32' | 'f16' | 'bf16';
+  /** SHA-256 of the weights that encoded them. */
+  vae: string;
+}
+
+/** A file of latents. */
+export interface LatentShard {
+  /** Its name in the folder. */
+  file: string;
+  /** How many images it holds. */
+  images: number;
+}
+
+/** What a folder of latents holds. */
+export interface LatentIndex {
+  /** What they were made from and how. */
+  settings: LatentSettings;
+  /** In the order of the images. */
+  shards: LatentShard[];
+}
+
+const indexSchema = schema((z, { count, natural }) =>
+  z.strictObject({
     format: z.literal('diffit-latents'),
     formatVersion: z.literal(1),
     settings: z.strictObject({
-      /** Images in all, once every shard is there. */
       images: count,
-      /** [height, width, channels] of the images. */
       imageShape: z.tuple([count, count, count]),
-      /** [channels, height, width] of their latents. */
       latentShape: z.tuple([count, count, count]),
-      /** What a diffusion model multiplies the latents by. */
       scalingFactor: z.number().positive(),
-      /** 0 for an unlabelled set. */
-      numClasses: z.int().min(0),
+      numClasses: natural,
       classNames: z.array(z.string()).optional(),
-      /** Are the mirrored images there too? */
       mirrored: z.boolean(),
       dtype: z.enum(['f32', 'f16', 'bf16']),
-      /** SHA-256 of the weights that encoded them. */
       vae: z.string(),
-    }),
-    /** In the order of the images. */
-    shards: z.array(z.strictObject({ file: z.string().regex(/^shard-\d{5,}\.safetensors$/), images: count })),
-  });
-});
+    } satisfies Fields<LatentSettings>),
+    shards: z.array(
+      z.strictObject({
+        file: z.string().regex(/^shard-\d{5,}\.safetensors$/),
+        images: count,
+      } satisfies Fields<LatentShard>),
+    ),
+  }),
+);
 
-/** What latents were made from and how; the same for all shards of a folder. */
-export type LatentSettings = Output<typeof indexSchema>['settings'];
-export type LatentIndex = Omit<Output<typeof indexSchema>, 'format' | 'formatVersion'>;
-export type LatentShard = LatentIndex['shards'][number];
-
-/** Does a folder with these files hold latents? */
+/** Does a folder with these files hold latents? @internal */
 export function isLatents(names: readonly string[]): boolean {
   return names.includes(indexName);
 }

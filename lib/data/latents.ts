@@ -22,14 +22,17 @@ interface OpenShard extends LatentShard {
   starts: Map<string, number>;
 }
 
-/** Latents of images, read by index. */
+/** Latents of images, read by index. Files are opened for each read, so there is nothing to close. */
 export class LatentDataset {
+  /** Number of images. */
   readonly length: number;
   private readonly gate = new Gate(concurrency);
   private readonly sampleBytes: number;
 
   private constructor(
+    /** The folder. */
     readonly dir: string,
+    /** What the latents were made from and how. */
     readonly settings: Readonly<LatentSettings>,
     private readonly shards: readonly OpenShard[],
     private readonly labels: BigInt64Array | undefined,
@@ -39,8 +42,11 @@ export class LatentDataset {
   }
 
   /**
-   * Opens a folder of latents; every shard's header is checked, and the labels are read. Throws DataError when it holds
-   * none, not all yet, a shard is missing or a label is wrong; FileFormatError naming a damaged file.
+   * Opens a folder of latents; every shard's header is checked, and the labels are read.
+   *
+   * @throws {DataError} It holds none, or not all yet; a shard is missing or a label is wrong.
+   * @throws {FileFormatError} A damaged file, naming it.
+   * @throws {FileError} A file that cannot be read.
    */
   static async open(dir: string): Promise<LatentDataset> {
     const index = await readLatentIndex(dir);
@@ -130,11 +136,15 @@ export function openLatents(dir: string): Promise<LatentDataset> {
   return LatentDataset.open(dir);
 }
 
+/** What a {@link LatentLoader} delivers. */
 export interface LatentBatch {
-  /** Bytes of `dtype`, [batch, C, h, w], unscaled. */
+  /** Means: bytes of `dtype`, [batch, C, h, w], unscaled. */
   mean: Uint8Array;
+  /** Standard deviations, likewise. */
   std: Uint8Array;
+  /** Type of the elements of both. */
   dtype: LatentSettings['dtype'];
+  /** [batch, C, h, w]. */
   shape: readonly [number, number, number, number];
   /** What a diffusion model multiplies the latents by. */
   scalingFactor: number;
@@ -142,12 +152,19 @@ export interface LatentBatch {
   labels: BigInt64Array | undefined;
   /** Which images of the data set these are. */
   indices: Uint32Array;
+  /** From 0. */
   epoch: number;
 }
 
 /** Batches of latents; see {@link BatchLoader}. A flip takes the mirrored image's latents, which must be there. */
 export class LatentLoader extends BatchLoader<LatentBatch> {
+  /**
+   * As {@link BatchLoader}'s.
+   *
+   * @throws {OptionError} Also for a flip of latents whose mirrored images were not encoded.
+   */
   constructor(
+    /** Where the latents come from. */
     readonly dataset: LatentDataset,
     options: LoaderOptions,
   ) {
@@ -159,6 +176,7 @@ export class LatentLoader extends BatchLoader<LatentBatch> {
     }
   }
 
+  /** Reads one batch. */
   protected async read({ indices, epoch, flips }: Draw, stop: AbortSignal): Promise<LatentBatch> {
     const { dataset } = this;
     const { dtype, latentShape, scalingFactor, numClasses } = dataset.settings;

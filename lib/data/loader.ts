@@ -1,17 +1,21 @@
 /** Batches of images; see BatchLoader. */
 import { DataError } from '../errors.js';
-import { BatchLoader, checkCount, type Draw, type LoaderOptions } from './batch-loader.js';
+import { type Fields, parseOptions, schema } from '../options.js';
+import { BatchLoader, type Draw, type LoaderOptions, loaderFields } from './batch-loader.js';
 import type { Dataset } from './dataset.js';
 import { Gate } from './gate.js';
 
+/** What a {@link DataLoader} delivers. */
 export interface Batch {
   /** [batch, height, width, channels], 8 bits. */
   images: Uint8Array;
+  /** [batch, height, width, channels]. */
   shape: readonly [number, number, number, number];
   /** One per image; undefined for an unlabelled data set. */
   labels: BigInt64Array | undefined;
   /** Which images of the data set these are. */
   indices: Uint32Array;
+  /** From 0. */
   epoch: number;
 }
 
@@ -21,19 +25,26 @@ export interface DataLoaderOptions extends LoaderOptions {
   concurrency?: number;
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({ ...loaderFields(z, is), concurrency: is.count.default(8) } satisfies Fields<DataLoaderOptions>),
+);
+
 /** Batches of a data set of images; see {@link BatchLoader}. */
 export class DataLoader extends BatchLoader<Batch> {
   private readonly gate: Gate;
 
+  /** As {@link BatchLoader}'s. */
   constructor(
+    /** Where the images come from; it stays the caller's. */
     readonly dataset: Dataset,
-    { concurrency = 8, ...options }: DataLoaderOptions,
+    options: DataLoaderOptions,
   ) {
-    super(dataset.length, options);
-    checkCount('concurrency', concurrency, 1);
+    const { concurrency, ...rest } = parseOptions(optionsSchema, options, 'DataLoader');
+    super(dataset.length, rest);
     this.gate = new Gate(concurrency);
   }
 
+  /** Reads and mirrors one batch. */
   protected async read({ indices, epoch, flips }: Draw, stop: AbortSignal): Promise<Batch> {
     const { dataset } = this;
     const count = indices.length;

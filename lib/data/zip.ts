@@ -6,7 +6,8 @@
 import { DataError, FileFormatError } from '../errors.js';
 import { quote } from '../io/files.js';
 import { ZipArchive } from '../io/zip.js';
-import { EncodedDataset, type EncodedOptions, isImageName } from './encoded.js';
+import { parseOptions } from '../options.js';
+import { EncodedDataset, type EncodedOptions, encodedSchema, isImageName } from './encoded.js';
 
 /** More than any image or label list needs, so that a zip bomb stays small. */
 const maxImageBytes = 64 << 20;
@@ -15,10 +16,16 @@ const maxJsonBytes = 512 << 20;
 const maxLabel = 1_000_000;
 
 /**
- * Opens an archive of images. Throws FileError when it cannot be read, FileFormatError when it is no sound archive or
- * dataset.json is malformed, DataError when there are no images or an image has no label.
+ * Opens a zip archive of images in the form of EDM's dataset_tool: images in any folders, and dataset.json with
+ * `{"labels": [["00000/img00000000.png", 6], …]}` or null.
+ *
+ * @throws {FileError} It cannot be read.
+ * @throws {FileFormatError} It is no sound archive, or dataset.json is malformed.
+ * @throws {DataError} There are no images, or an image has no label.
+ * @throws {OptionError} An option that is unknown or out of range.
  */
 export async function openImageZip(path: string, options: EncodedOptions = {}): Promise<EncodedDataset> {
+  const settings = parseOptions(encodedSchema, options, 'openImageZip');
   const archive = await ZipArchive.open(path);
   try {
     const names = archive.names.filter(isImageName).sort();
@@ -33,7 +40,7 @@ export async function openImageZip(path: string, options: EncodedOptions = {}): 
       close: () => archive.close(),
     };
     const count = labels ? labels.reduce((most, label) => Math.max(most, label), 0) + 1 : 0;
-    return await EncodedDataset.open(source, { count }, options);
+    return await EncodedDataset.open(source, { count }, settings);
   } catch (error) {
     archive.close();
     throw error;

@@ -1,29 +1,38 @@
 /** DDIM (Song et al. 2021, arXiv 2010.02502, Eq. 12): deterministic for eta 0, ancestral sampling's variance for eta 1. */
-import { OptionError } from '../errors.js';
+import { parseOptions } from '../options.js';
 import type { Tensor } from '../tensor.js';
 import type { GaussianNetwork } from './gaussian.js';
-import { type GaussianSamplerOptions, type GaussianState, gaussianStep, sampleGaussian } from './gaussian-sampler.js';
+import {
+  ddimSchema,
+  type GaussianSamplerOptions,
+  type GaussianState,
+  gaussianStep,
+  sampleGaussian,
+} from './gaussian-sampler.js';
 import type { Advance, SamplerStep } from './sampler.js';
 
 /** Options of {@link sampleDdim}. */
 export interface SampleDdimOptions extends GaussianSamplerOptions {
-  /** From 0, no noise on the way, to 1. Default 0. */
+  /** Noise on the way, from 0, none and deterministic, to 1, as much as ancestral sampling. Default 0. */
   eta?: number;
 }
 
 /**
- * From standard normal noise [B, C, H, W] to images or latents, through every timestep of `ddpm` ("ddim50" is the usual
+ * DDIM (Song et al. 2021, Eq. 12): from standard normal noise [B, C, H, W] to images or latents, through every timestep of `ddpm` ("ddim50" is the usual
  * respacing). Yields after every step; the yielded tensors live until the next iteration (detach() them to keep); the
- * last `sample` belongs to the caller. Rejects with the signal's reason when aborted; nothing stays allocated.
+ * last `sample` belongs to the caller. Rejects with the signal's reason when aborted; nothing stays allocated. Errors come with the first
+ * iteration.
+ *
+ * @throws {OptionError} An option that is missing, unknown or out of range; guidance without labels or of a network without a null class.
+ * @throws {ShapeError} Noise, labels or an output of the network of another shape.
  */
 export async function* sampleDdim(
   network: GaussianNetwork,
   noise: Tensor,
   options: SampleDdimOptions,
 ): AsyncGenerator<SamplerStep> {
-  const { eta = 0 } = options;
-  if (!(eta >= 0 && eta <= 1)) throw new OptionError(`sampleDdim: eta is ${eta}, expected a number from 0 to 1.`);
-  yield* sampleGaussian('sampleDdim', network, noise, options, (state) => ddimStep(state, eta));
+  const { eta, ...settings } = parseOptions(ddimSchema, options, 'sampleDdim');
+  yield* sampleGaussian('sampleDdim', network, noise, settings, (state) => ddimStep(state, eta));
 }
 
 /** One step; eps is computed again from the predicted clean image, so that clamping that one acts on both. */

@@ -5,11 +5,11 @@
 import { OptionError } from '../errors.js';
 import { replayed } from '../graph.js';
 import { guidanceScaleAt } from '../nn/guidance.js';
-import { checkInteger } from '../ops/check.js';
 import { affine, mul, sub, unary } from '../ops/elementwise.js';
 import { concat, reshape } from '../ops/index.js';
 import { mean } from '../ops/reduce.js';
 import { type Guidance, samplerStep } from '../ops/sampler.js';
+import { type Fields, type Output, parseOptions, schema } from '../options.js';
 import { keep, noGrad, scope } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
 import { type Advance, runSampler, type SamplerStep } from './sampler.js';
@@ -18,19 +18,35 @@ import { type Advance, runSampler, type SamplerStep } from './sampler.js';
 export interface EdmNetwork {
   /** The label that stands for no class, if the network knows one: what guidance needs. */
   readonly nullClass?: number;
+  /** x [B, C, H, W] scaled by c_in, cNoise = ln(sigma) / 4 [B], labels i64 [B] -> [B, C, H, W]. */
   forward(x: Tensor, cNoise: Tensor, labels?: Tensor): Tensor;
 }
 
 /** Standard deviation of the training data; 0.5 for images in [-1, 1]. */
 const defaultSigmaData = 0.5;
 
-/** The denoiser D(x; sigma) = c_skip x + c_out F(c_in x; c_noise). x [B, C, H, W], sigma [B]. */
-export function denoise(
-  network: EdmNetwork,
-  x: Tensor,
-  sigma: Tensor,
-  { labels, sigmaData = defaultSigmaData }: { labels?: Tensor; sigmaData?: number } = {},
-): Tensor {
+/** Options of {@link denoise}. */
+export interface DenoiseOptions {
+  /** i64 [B], for a class-conditional network. */
+  labels?: Tensor;
+  /** Standard deviation of the training data. Default 0.5. */
+  sigmaData?: number;
+}
+
+const denoiseSchema = schema((z, is) =>
+  z.strictObject({
+    labels: is.tensor<Tensor>().optional(),
+    sigmaData: z.number().positive().default(defaultSigmaData),
+  } satisfies Fields<DenoiseOptions>),
+);
+
+/**
+ * The denoiser D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (Karras et al. 2022, Eq. 7 and Table 1). x [B, C, H, W], sigma [B] -> [B, C, H, W].
+ *
+ * @throws {OptionError} An option that is unknown or out of range.
+ */
+export function denoise(network: EdmNetwork, x: Tensor, sigma: Tensor, options: DenoiseOptions = {}): Tensor {
+  const { labels, sigmaData } = parseOptions(denoiseSchema, options, 'denoise');
   return scope(() => {
     const { cSkip, cOut, cIn, cNoise } = noGrad(() => precondition(sigma, sigmaData));
     const f = network.forward(mul(x, perSample(cIn)), cNoise, labels);
@@ -66,24 +82,41 @@ export interface EdmLossOptions {
   noise: Tensor;
   /** i64 [B], for a class-conditional network. */
   labels?: Tensor;
-  /** Default -1.2. */
+  /** P_mean: mean of ln(sigma). Default -1.2. */
   pMean?: number;
-  /** Default 1.2. */
+  /** P_std: standard deviation of ln(sigma). Default 1.2. */
   pStd?: number;
-  /** Default 0.5. */
+  /** Standard deviation of the training data. Default 0.5. */
   sigmaData?: number;
 }
 
+const lossSchema = schema((z, is) =>
+  z.strictObject({
+    rndNormal: is.tensor<Tensor>(),
+    noise: is.tensor<Tensor>(),
+    labels: is.tensor<Tensor>().optional(),
+    pMean: z.number().default(-1.2),
+    pStd: z.number().positive().default(1.2),
+    sigmaData: z.number().positive().default(defaultSigmaData),
+  } satisfies Fields<EdmLossOptions>),
+);
+
+/** What {@link edmLoss} returns. */
+export interface EdmLoss {
+  /** The mean over all elements, a scalar to call backward() on. */
+  loss: Tensor;
+  /** The loss of each sample [B], detached. */
+  perSample: Tensor;
+}
+
 /**
- * Weighted denoising loss (s^2 + sd^2) / (s sd)^2 |D(y + s n; s) - y|^2 of images y [B, C, H, W] in [-1, 1].
- * Returns the mean over all elements (a scalar to call backward() on) and per sample [B].
+ * Weighted denoising loss (s^2 + sd^2) / (s sd)^2 |D(y + s n; s) - y|^2 of images y [B, C, H, W] in [-1, 1] (Karras et al. 2022, Eq. 8 and
+ * Table 1).
+ *
+ * @throws {OptionError} An option that is missing, unknown or out of range.
  */
-export function edmLoss(
-  network: EdmNetwork,
-  images: Tensor,
-  options: EdmLossOptions,
-): { loss: Tensor; perSample: Tensor } {
-  const { rndNormal, noise, labels, pMean = -1.2, pStd = 1.2, sigmaData = defaultSigmaData } = options;
+export function edmLoss(network: EdmNetwork, images: Tensor, options: EdmLossOptions): EdmLoss {
+  const { rndNormal, noise, labels, pMean, pStd, sigmaData } = parseOptions(lossSchema, options, 'edmLoss');
   return scope(() => {
     const { sigma, noisy, weight } = noGrad(() => {
       const s = affine(rndNormal, pStd, pMean).exp();
@@ -96,7 +129,11 @@ export function edmLoss(
   });
 }
 
-/** sigma_0 = sigmaMax, ..., sigma_(steps-1) = sigmaMin, and a final 0 (Eq. 5). */
+/**
+ * sigma_0 = sigmaMax, ..., sigma_(steps-1) = sigmaMin, and a final 0: steps + 1 noise levels (Karras et al. 2022, Eq. 5).
+ *
+ * @throws {OptionError} Steps that are no integer of at least 1; unless sigmaMin is above 0 and below sigmaMax, and rho above 0.
+ */
 export function edmSigmas(steps: number, sigmaMin = 0.002, sigmaMax = 80, rho = 7): number[] {
   if (!Number.isInteger(steps) || steps < 1)
     throw new OptionError(`edmSigmas: steps is ${steps}, expected an integer of at least 1.`);
@@ -116,14 +153,19 @@ export interface SampleEdmOptions {
   labels?: Tensor;
   /** Classifier-free guidance: D = D_null + cfgScale (D_label - D_null). Default 1: none, at half the cost. */
   cfgScale?: number;
+  /** Lowest noise level above 0. Default 0.002. */
   sigmaMin?: number;
+  /** Highest noise level. Default 80. */
   sigmaMax?: number;
+  /** Exponent of the schedule: how much denser the levels are at low noise. Default 7. */
   rho?: number;
+  /** Standard deviation of the training data. Default 0.5. */
   sigmaData?: number;
   /** S_churn: noise added back on the way, over all steps. Default 0: deterministic. */
   churn?: number;
-  /** S_min, S_max: noise levels between which churn acts. Defaults 0 and infinity. */
+  /** S_min: lowest noise level at which churn acts. Default 0. */
   sMin?: number;
+  /** S_max: highest noise level at which churn acts. Default Infinity. */
   sMax?: number;
   /** S_noise: standard deviation of the added noise. Default 1. */
   sNoise?: number;
@@ -133,27 +175,50 @@ export interface SampleEdmOptions {
   firstSample?: number;
   /** Draws the churn noise of a step; default Philox from `seed`. */
   churnNoise?: (step: number) => Tensor;
+  /** Stops within a step; the iteration then rejects with the signal's reason. */
   signal?: AbortSignal;
 }
 
+const sampleSchema = schema((z, is) =>
+  z.strictObject({
+    steps: is.count.default(18),
+    labels: is.tensor<Tensor>().optional(),
+    cfgScale: z.number().default(1),
+    sigmaMin: z.number().positive().default(0.002),
+    sigmaMax: z.number().positive().default(80),
+    rho: z.number().positive().default(7),
+    sigmaData: z.number().positive().default(defaultSigmaData),
+    churn: is.atLeastZero.default(0),
+    sMin: is.atLeastZero.default(0),
+    sMax: z.union([is.atLeastZero, z.literal(Number.POSITIVE_INFINITY)]).default(Number.POSITIVE_INFINITY),
+    sNoise: is.atLeastZero.default(1),
+    seed: is.natural.default(0),
+    firstSample: is.natural.default(0),
+    churnNoise: is.callback<NonNullable<SampleEdmOptions['churnNoise']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<SampleEdmOptions>),
+);
+type Settings = Output<typeof sampleSchema>;
+
 /**
- * Algorithm 2: from standard normal noise [B, C, H, W] to images in [-1, 1]. Yields after every step; the yielded
+ * Algorithm 2 of Karras et al. 2022: from standard normal noise [B, C, H, W] to images in [-1, 1]. Yields after every step; the yielded
  * tensors live until the next iteration (detach() them to keep); the last `sample` belongs to the caller.
- * Rejects with the signal's reason when aborted; nothing stays allocated.
+ * Rejects with the signal's reason when aborted; nothing stays allocated. Errors come with the first iteration.
+ *
+ * @throws {OptionError} An option that is unknown or out of range; guidance without labels or of a network without a null class.
  */
 export async function* sampleEdm(
   network: EdmNetwork,
   noise: Tensor,
   options: SampleEdmOptions = {},
 ): AsyncGenerator<SamplerStep> {
-  const { steps = 18, sigmaMin, sigmaMax, rho, churn = 0, sMin = 0, sMax = Number.POSITIVE_INFINITY, signal } = options;
+  const settings = parseOptions(sampleSchema, options, 'sampleEdm');
+  const { steps, sigmaMin, sigmaMax, rho, churn, sMin, sMax, signal } = settings;
   const sigmas = edmSigmas(steps, sigmaMin, sigmaMax, rho);
   const gammas = sigmas.map((s) => (s >= sMin && s <= sMax ? Math.min(churn / steps, Math.SQRT2 - 1) : 0));
-  checkInteger('sampleEdm', 'seed', options.seed ?? 0, 0);
-  checkInteger('sampleEdm', 'firstSample', options.firstSample ?? 0, 0);
-  const evaluator = new Evaluator(network, noise, options);
+  const evaluator = new Evaluator(network, noise, settings);
   const advance = (x: Tensor, i: number, before?: Advance): Advance =>
-    heunStep(evaluator, { x, input: before?.input, i, sigmas, gammas }, options);
+    heunStep(evaluator, { x, input: before?.input, i, sigmas, gammas }, settings);
   try {
     yield* runSampler(() => affine(noise, sigmas[0], 0), steps, advance, signal);
   } finally {
@@ -171,9 +236,9 @@ interface HeunState {
 }
 
 /** One step from sigma to the next level; the last one (to 0) is Euler's. */
-function heunStep(evaluator: Evaluator, state: HeunState, options: SampleEdmOptions): Advance {
+function heunStep(evaluator: Evaluator, state: HeunState, settings: Settings): Advance {
   const { x, input, i, sigmas, gammas } = state;
-  const { sigmaData = defaultSigmaData, sNoise = 1, seed = 0, firstSample = 0, churnNoise } = options;
+  const { sigmaData, sNoise, seed, firstSample, churnNoise } = settings;
   const [sigma, next] = [sigmas[i], sigmas[i + 1]];
   const { guidance } = evaluator;
   const hat = sigma + gammas[i] * sigma;
@@ -222,7 +287,7 @@ class Evaluator {
   constructor(
     private readonly network: EdmNetwork,
     noise: Tensor,
-    { cfgScale = 1, labels }: SampleEdmOptions,
+    { cfgScale, labels }: Settings,
   ) {
     this.labels = labels;
     if (cfgScale === 1) return;

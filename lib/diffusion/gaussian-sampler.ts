@@ -5,10 +5,11 @@
 import { OptionError } from '../errors.js';
 import { replayed } from '../graph.js';
 import { guidanceScaleAt } from '../nn/guidance.js';
-import { checkInteger, checkShapeOf, checkTensors } from '../ops/check.js';
+import { checkShapeOf, checkTensors } from '../ops/check.js';
 import { concat } from '../ops/index.js';
 import type { RandomKey } from '../ops/random.js';
 import { type Guidance, type SamplerStepOptions, samplerStep } from '../ops/sampler.js';
+import { type Fields, type Output, schema } from '../options.js';
 import { keep } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
 import { GaussianDiffusion, type GaussianNetwork, type SteppedNetwork } from './gaussian.js';
@@ -36,8 +37,35 @@ export interface GaussianSamplerOptions {
   firstSample?: number;
   /** Draws the noise of a step; default Philox from `seed`. */
   stepNoise?: (step: number) => Tensor;
+  /** Stops within a step; the iteration then rejects with the signal's reason. */
   signal?: AbortSignal;
 }
+
+/** The schema's entries of {@link GaussianSamplerOptions}. */
+const fields = (...[z, is]: Parameters<Parameters<typeof schema>[0]>) =>
+  ({
+    ddpm: is.value<GaussianDiffusion>((value) => value instanceof GaussianDiffusion, 'a GaussianDiffusion'),
+    y: is.tensor<Tensor>().optional(),
+    cfgScale: z.number().default(1),
+    scalePow: z.number().positive().optional(),
+    guidedChannels: z.union([is.count, z.literal('all')]).default(3),
+    guidanceInterval: z
+      .tuple([z.number(), z.union([z.number(), z.literal(Number.POSITIVE_INFINITY)])])
+      .refine(([low, high]) => low <= high, 'expected [low, high] timesteps')
+      .optional(),
+    clipDenoised: z.boolean().default(false),
+    seed: is.natural.default(0),
+    firstSample: is.natural.default(0),
+    stepNoise: is.callback<NonNullable<GaussianSamplerOptions['stepNoise']>>().optional(),
+    signal: is.signal.optional(),
+  }) satisfies Fields<GaussianSamplerOptions>;
+
+/** Of samplers without options of their own. */
+export const gaussianSchema = schema((z, is) => z.strictObject(fields(z, is)));
+/** Of DDIM. */
+export const ddimSchema = schema((z, is) => z.strictObject({ ...fields(z, is), eta: is.share.default(0) }));
+/** The options with their defaults. */
+export type GaussianSettings = Output<typeof gaussianSchema>;
 
 /** One step of a sampler, at timestep index t of `ddpm`. */
 export interface GaussianState {
@@ -70,13 +98,11 @@ export async function* sampleGaussian(
   name: string,
   network: GaussianNetwork,
   noise: Tensor,
-  options: GaussianSamplerOptions,
+  options: GaussianSettings,
   step: (state: GaussianState) => Advance,
 ): AsyncGenerator<SamplerStep> {
   check(name, network, noise, options);
-  const { ddpm, clipDenoised = false, seed = 0, firstSample = 0, stepNoise, signal } = options;
-  checkInteger(name, 'seed', seed, 0);
-  checkInteger(name, 'firstSample', firstSample, 0);
+  const { ddpm, clipDenoised, seed, firstSample, stepNoise, signal } = options;
   const evaluator = new Evaluator(network, noise.shape[0], options);
   const advance = (x: Tensor, i: number, before?: Advance): Advance => {
     const t = ddpm.numTimesteps - 1 - i;
@@ -97,12 +123,12 @@ class Evaluator {
   constructor(
     private readonly network: GaussianNetwork,
     private readonly batch: number,
-    private readonly options: GaussianSamplerOptions,
+    private readonly options: GaussianSettings,
   ) {}
 
   /** The output for x at timestep index t, and how to guide it. */
   at(x: Tensor, t: number): { output: Tensor; guidance?: Guidance } {
-    const { ddpm, cfgScale = 1, scalePow, guidedChannels = 3, guidanceInterval } = this.options;
+    const { ddpm, cfgScale, scalePow, guidedChannels, guidanceInterval } = this.options;
     const timestep = ddpm.timesteps[t];
     const [low, high] = guidanceInterval ?? [0, Number.POSITIVE_INFINITY];
     if (cfgScale === 1 || timestep < low || timestep > high) {
@@ -153,15 +179,12 @@ class Evaluator {
   }
 }
 
-function check(name: string, network: GaussianNetwork, noise: Tensor, options: GaussianSamplerOptions): void {
-  const { ddpm, y, cfgScale = 1, guidedChannels = 3, guidanceInterval } = options;
-  if (!(ddpm instanceof GaussianDiffusion))
-    throw new OptionError(`${name}: ddpm is missing, expected a GaussianDiffusion.`);
+function check(name: string, network: GaussianNetwork, noise: Tensor, options: GaussianSettings): void {
+  const { y, cfgScale } = options;
   checkTensors(name, { noise });
   checkShapeOf(name, 'noise', noise, [-1, -1, -1, -1]);
   checkTensors(name, { y }, 'i64', noise.device);
   checkShapeOf(name, 'y', y, [noise.shape[0]]);
-  if (!Number.isFinite(cfgScale)) throw new OptionError(`${name}: cfgScale is ${cfgScale}, expected a finite number.`);
   if (cfgScale !== 1 && network.nullClass === undefined) {
     throw new OptionError(
       `${name}: cfgScale is ${cfgScale}, but the model has no null class to guide away from (train with classDropoutProb > 0).`,
@@ -169,12 +192,4 @@ function check(name: string, network: GaussianNetwork, noise: Tensor, options: G
   }
   if (cfgScale !== 1 && y === undefined)
     throw new OptionError(`${name}: cfgScale is ${cfgScale}, but there are no labels y.`);
-  if (guidedChannels !== 'all' && !(Number.isInteger(guidedChannels) && guidedChannels >= 1)) {
-    throw new OptionError(`${name}: guidedChannels is ${guidedChannels}, expected an integer of at least 1, or "all".`);
-  }
-  if (guidanceInterval && !(guidanceInterval[0] <= guidanceInterval[1])) {
-    throw new OptionError(
-      `${name}: guidanceInterval is [${guidanceInterval.join(', ')}], expected [low, high] timesteps.`,
-    );
-  }
 }

@@ -11,7 +11,7 @@ import { checkShapeOf } from '../ops/check.js';
 import { add, affine, clamp, linearCombination, mul, sub, where } from '../ops/elementwise.js';
 import { slice } from '../ops/index.js';
 import { mean } from '../ops/reduce.js';
-import { type Input, type Output, parseOptions, schema } from '../options.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { type Tensor, tensor, zeros } from '../tensor.js';
 import { discretizedGaussianNll, normalKl } from './likelihood.js';
@@ -25,53 +25,89 @@ import { cosineBetas, linearBetas, minSnrWeights, respace } from './schedule.js'
 export interface GaussianNetwork {
   /** The label that stands for "no class"; missing when the network was not trained with one. */
   readonly nullClass?: number;
+  /** x [B, C, H, W], t f32 [B], y i64 [B] or [2B] -> the output described above. */
   forward(x: Tensor, t: Tensor, y?: Tensor): Tensor;
   /** The network at these timesteps and labels, with what does not depend on x computed once; samplers use it. */
   conditionOn?(timesteps: readonly number[], y?: Tensor): SteppedNetwork;
 }
 
-/** See {@link GaussianNetwork.conditionOn}: forward(x, i) is the network at timesteps[i]. */
+/** A network at given timesteps and labels; see {@link GaussianNetwork.conditionOn}. */
 export interface SteppedNetwork {
+  /** The network on x [B, C, H, W] at timesteps[i]. */
   forward(x: Tensor, i: number): Tensor;
+  /** Called after the last step. */
   dispose(): void;
 }
 
 /** One timestep for the whole batch, or one per sample. */
 export type Timestep = number | ArrayLike<number>;
 
-type Weighting = 'uniform' | `min-snr-${number}`;
-
-const optionsSchema = schema((z) =>
-  z.strictObject({
-    /** T, timesteps of training. */
-    steps: z.int().min(2).default(1000),
-    schedule: z.enum(['linear', 'cosine']).default('linear'),
-    /** Which timesteps are kept, see respace(): "250", "10,15,20", "ddim50". Default: all. */
-    respacing: z.string().default(''),
-    /** The network's second C channels choose the variance; otherwise it is beta (the posterior's at t = 0). */
-    learnSigma: z.boolean().default(true),
-    /** Multiply the variational term of the training loss by numTimesteps / 1000. */
-    rescaledVlb: z.boolean().default(false),
-    /** Weights of the noise-prediction loss by timestep: "min-snr-5" is min(SNR, 5) / SNR. */
-    weighting: z
-      .custom<Weighting>(
-        (value) => value === 'uniform' || (typeof value === 'string' && /^min-snr-(?=.*[1-9])\d+(\.\d+)?$/.test(value)),
-        'expected "uniform", or "min-snr-" and a number above 0 ("min-snr-5")',
-      )
-      .default('uniform'),
-  }),
-);
+/** Weights of the noise-prediction loss by timestep: all 1, or min(SNR, gamma) / SNR ('min-snr-5' has gamma 5; Hang et al. 2023). */
+export type Weighting = 'uniform' | `min-snr-${number}`;
 
 /** Options of {@link GaussianDiffusion}; plain JSON. */
-export type GaussianDiffusionOptions = Input<typeof optionsSchema>;
+export interface GaussianDiffusionOptions {
+  /** T, timesteps of training, at least 2. Default 1000. */
+  steps?: number;
+  /** Betas: {@link linearBetas} or {@link cosineBetas}. Default 'linear'. */
+  schedule?: 'linear' | 'cosine';
+  /** Which timesteps are kept, see {@link respace}: '250', '10,15,20', 'ddim50'. Default '': all. */
+  respacing?: string;
+  /** The network's second C channels choose the variance; otherwise it is beta (the posterior's at t = 0). Default true. */
+  learnSigma?: boolean;
+  /** Multiply the variational term of the training loss by numTimesteps / 1000. Default false. */
+  rescaledVlb?: boolean;
+  /** Weights of the noise-prediction loss by timestep. Default 'uniform'. */
+  weighting?: Weighting;
+}
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    steps: z.int().min(2).default(1000),
+    schedule: z.enum(['linear', 'cosine']).default('linear'),
+    respacing: z.string().default(''),
+    learnSigma: z.boolean().default(true),
+    rescaledVlb: z.boolean().default(false),
+    weighting: is
+      .value<Weighting>(
+        (value) => value === 'uniform' || (typeof value === 'string' && /^min-snr-(?=.*[1-9])\d+(\.\d+)?$/.test(value)),
+        '"uniform", or "min-snr-" and a number above 0 ("min-snr-5")',
+      )
+      .default('uniform'),
+  } satisfies Fields<GaussianDiffusionOptions>),
+);
 
 /** p(x_(t-1) | x_t) as the network sees it, and the clean image it implies; each [B, C, H, W]. */
 export interface ModelDistribution {
+  /** Mean of x_(t-1). */
   mean: Tensor;
+  /** Variance of x_(t-1). */
   variance: Tensor;
+  /** Its natural logarithm. */
   logVariance: Tensor;
+  /** The clean image, clamped to [-1, 1] with clipDenoised. */
   xStart: Tensor;
 }
+
+/** q(x_(t-1) | x_t, x_0), from {@link GaussianDiffusion.qPosterior}. */
+export interface Posterior {
+  /** [B, C, H, W]. */
+  mean: Tensor;
+  /** [B, 1, 1, 1], or [1, 1, 1, 1] for one timestep. */
+  variance: Tensor;
+  /** Its natural logarithm, of the shape of the variance; at t = 0 that of t = 1. */
+  logVariance: Tensor;
+}
+
+/** Options of {@link GaussianDiffusion.predictXStart}, pMeanVariance and variationalBound. */
+export interface ClipOptions {
+  /** Clamp the predicted clean image to [-1, 1]: for pixels, not for latents. Default false. */
+  clipDenoised?: boolean;
+}
+
+const clipSchema = schema((z) =>
+  z.strictObject({ clipDenoised: z.boolean().default(false) } satisfies Fields<ClipOptions>),
+);
 
 /** Options of {@link GaussianDiffusion.trainingLosses}. */
 export interface TrainingLossOptions {
@@ -81,7 +117,11 @@ export interface TrainingLossOptions {
   y?: Tensor;
 }
 
-/** One value per sample, each [B]. */
+const lossSchema = schema((z, is) =>
+  z.strictObject({ noise: is.tensor<Tensor>(), y: is.tensor<Tensor>().optional() } satisfies Fields<TrainingLossOptions>),
+);
+
+/** Losses from {@link GaussianDiffusion.trainingLosses}: one value per sample, each [B]. */
 export interface TrainingLosses {
   /** weight mse + vb: differentiable. */
   loss: Tensor;
@@ -91,12 +131,21 @@ export interface TrainingLosses {
   vb?: Tensor;
 }
 
+/**
+ * Gaussian diffusion in discrete time (Ho et al. 2020; Nichol & Dhariwal 2021), as guided-diffusion and DiT train it: the network predicts the noise
+ * and, with learnSigma, where the variance lies between the posterior's and beta, in log space. Images or latents are [B, C, H, W].
+ *
+ * A timestep t of a method is an index 0 .. numTimesteps - 1 of the (respaced) process, one for the whole batch or one per sample; methods throw
+ * {@link OptionError} for another. Tables are float64, by that index.
+ */
 export class GaussianDiffusion {
   /** The validated options with their defaults. */
-  readonly options: Readonly<Output<typeof optionsSchema>>;
+  readonly options: Readonly<Required<GaussianDiffusionOptions>>;
   /** The timesteps of training that the process keeps, ascending. */
   readonly timesteps: readonly number[];
+  /** How many those are: the steps of a sampler. */
   readonly numTimesteps: number;
+  /** Variances of q(x_t | x_(t-1)). */
   readonly betas: readonly number[];
   /** Products of 1 - beta up to and including t; x_t = sqrt(alphasCumprod) x_0 + sqrt(1 - alphasCumprod) noise. */
   readonly alphasCumprod: readonly number[];
@@ -108,10 +157,11 @@ export class GaussianDiffusion {
   readonly posteriorLogVarianceClipped: readonly number[];
   /** Mean of q(x_(t-1) | x_t, x_0) = posteriorMeanCoef1 x_0 + posteriorMeanCoef2 x_t. */
   readonly posteriorMeanCoef1: readonly number[];
+  /** See {@link GaussianDiffusion.posteriorMeanCoef1}. */
   readonly posteriorMeanCoef2: readonly number[];
   private readonly lossWeights?: readonly number[];
 
-  /** Throws OptionError naming the option: unknown, out of range, or a respacing that does not fit. */
+  /** @throws {OptionError} An option that is unknown or out of range, or a respacing that does not fit. */
   constructor(options: GaussianDiffusionOptions = {}) {
     this.options = parseOptions(optionsSchema, options, 'GaussianDiffusion');
     const { steps, schedule, respacing, weighting } = this.options;
@@ -137,15 +187,15 @@ export class GaussianDiffusion {
     }
   }
 
-  /** q(x_t | x_0): x0 noised to timestep t. */
+  /** q(x_t | x_0): x0 noised to timestep t, sqrt(alphasCumprod) x0 + sqrt(1 - alphasCumprod) noise. Throws ShapeError for noise of another shape. */
   qSample(x0: Tensor, t: Timestep, noise: Tensor): Tensor {
     checkShapeOf('GaussianDiffusion', 'noise', noise, x0.shape);
     const a = this.at(t, x0, this.alphasCumprod);
     return weightedSum([a.map(Math.sqrt), x0], [a.map((v) => Math.sqrt(1 - v)), noise]);
   }
 
-  /** q(x_(t-1) | x_t, x_0): mean [B, C, H, W]; variance and clipped log-variance, [B, 1, 1, 1] or [1, 1, 1, 1]. */
-  qPosterior(x0: Tensor, xt: Tensor, t: Timestep): { mean: Tensor; variance: Tensor; logVariance: Tensor } {
+  /** q(x_(t-1) | x_t, x_0) (Ho et al. 2020, Eq. 6-7). */
+  qPosterior(x0: Tensor, xt: Tensor, t: Timestep): Posterior {
     return {
       mean: this.posteriorMean(x0, xt, t),
       variance: column(this.at(t, xt, this.posteriorVariance), xt),
@@ -154,7 +204,8 @@ export class GaussianDiffusion {
   }
 
   /** The clean image that predicted noise eps [B, C, H, W] implies, on request clamped to [-1, 1]. */
-  predictXStart(eps: Tensor, xt: Tensor, t: Timestep, { clipDenoised = false } = {}): Tensor {
+  predictXStart(eps: Tensor, xt: Tensor, t: Timestep, options: ClipOptions = {}): Tensor {
+    const { clipDenoised } = parseOptions(clipSchema, options, 'GaussianDiffusion');
     return scope(() => {
       const a = this.at(t, xt, this.alphasCumprod);
       const xStart = weightedSum([a.map((v) => Math.sqrt(1 / v)), xt], [a.map((v) => -Math.sqrt(1 / v - 1)), eps]);
@@ -162,8 +213,8 @@ export class GaussianDiffusion {
     });
   }
 
-  /** p(x_(t-1) | x_t) from the network's output at timestep t. */
-  pMeanVariance(output: Tensor, xt: Tensor, t: Timestep, options: { clipDenoised?: boolean } = {}): ModelDistribution {
+  /** p(x_(t-1) | x_t) from the network's output at timestep t. Throws ShapeError for an output of another shape. */
+  pMeanVariance(output: Tensor, xt: Tensor, t: Timestep, options: ClipOptions = {}): ModelDistribution {
     return scope(() => {
       const { eps, spread } = this.split(output, xt);
       const xStart = this.predictXStart(eps, xt, t, options);
@@ -206,14 +257,10 @@ export class GaussianDiffusion {
   /**
    * The variational term of each sample, [B], in bits per dimension: KL(q(x_(t-1) | x_t, x_0) || p), for t = 0 the
    * negative log-likelihood of x0 as an 8-bit image. Differentiable in both halves of the output.
+   *
+   * @throws {ShapeError} An output of another shape.
    */
-  variationalBound(
-    output: Tensor,
-    x0: Tensor,
-    xt: Tensor,
-    t: Timestep,
-    options: { clipDenoised?: boolean } = {},
-  ): Tensor {
+  variationalBound(output: Tensor, x0: Tensor, xt: Tensor, t: Timestep, options: ClipOptions = {}): Tensor {
     return scope(() => {
       const { eps, spread } = this.split(output, xt);
       return this.bound(eps, spread, x0, xt, t, options);
@@ -222,7 +269,11 @@ export class GaussianDiffusion {
 
   /**
    * Losses of the network on x0 [B, C, H, W] in [-1, 1] (or latents of that size), noised to t: one timestep per
-   * sample. Call backward() on loss.mean(), or on its mean with an importance sampler's weights.
+   * sample. Call backward() on loss.mean(), or on its mean with an importance sampler's weights. (Nichol & Dhariwal 2021, Eq. 16: L_hybrid with
+   * weight 1 for the variational term.)
+   *
+   * @throws {OptionError} An option that is missing or unknown; a timestep that is none, or not one per sample.
+   * @throws {ShapeError} An output of the network of another shape.
    */
   trainingLosses(
     network: GaussianNetwork,
@@ -230,7 +281,7 @@ export class GaussianDiffusion {
     t: ArrayLike<number>,
     options: TrainingLossOptions,
   ): TrainingLosses {
-    const { noise, y } = options;
+    const { noise, y } = parseOptions(lossSchema, options, 'GaussianDiffusion.trainingLosses');
     const { rescaledVlb } = this.options;
     return scope(() => {
       const { xt, time } = noGrad(() => ({
@@ -257,7 +308,7 @@ export class GaussianDiffusion {
     x0: Tensor,
     xt: Tensor,
     t: Timestep,
-    options: { clipDenoised?: boolean } = {},
+    options: ClipOptions = {},
   ): Tensor {
     const truth = this.qPosterior(x0, xt, t);
     const mean = this.posteriorMean(this.predictXStart(eps, xt, t, options), xt, t);

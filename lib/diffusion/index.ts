@@ -3,7 +3,9 @@ export { type SampleDdimOptions, sampleDdim } from './ddim.js';
 export { sampleDdpm } from './ddpm.js';
 export { sampleDpmSolver } from './dpm-solver.js';
 export {
+  type DenoiseOptions,
   denoise,
+  type EdmLoss,
   type EdmLossOptions,
   type EdmNetwork,
   edmLoss,
@@ -12,13 +14,17 @@ export {
   sampleEdm,
 } from './edm.js';
 export {
+  type ClipOptions,
   GaussianDiffusion,
   type GaussianDiffusionOptions,
   type GaussianNetwork,
   type ModelDistribution,
+  type Posterior,
+  type SteppedNetwork,
   type Timestep,
   type TrainingLosses,
   type TrainingLossOptions,
+  type Weighting,
 } from './gaussian.js';
 export type { GaussianSamplerOptions } from './gaussian-sampler.js';
 export type { SamplerStep } from './sampler.js';

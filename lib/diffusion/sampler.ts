@@ -3,9 +3,11 @@ import { Pace } from '../device.js';
 import { noGrad, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 
+/** What a sampler yields after each step. */
 export interface SamplerStep {
   /** 1 after the first step, `steps` after the last. */
   step: number;
+  /** How many steps there are. */
   steps: number;
   /** The state after this step, shape of the noise; after the last step the image. */
   sample: Tensor;

@@ -4,8 +4,9 @@
  * All in float64 on the host; index i is timestep i.
  */
 import { OptionError } from '../errors.js';
+import { checkInteger } from '../ops/check.js';
 
-/** Betas rising evenly from 1e-4 to 0.02 for 1000 steps; for another number both ends are scaled by 1000 / steps. Needs more than 20 steps. */
+/** Betas rising evenly from 1e-4 to 0.02 for 1000 steps; for another number both ends are scaled by 1000 / steps. Throws OptionError unless `steps` is an integer above 20. */
 export function linearBetas(steps: number): number[] {
   if (!Number.isInteger(steps) || steps <= 20) {
     throw new OptionError(`linearBetas: steps is ${steps}, expected an integer above 20, or a beta would reach 1.`);
@@ -15,7 +16,8 @@ export function linearBetas(steps: number): number[] {
   return Array.from({ length: steps }, (_, i) => (i < steps - 1 ? first + i * rise : last));
 }
 
-/** Betas whose alphasCumprod falls as cos^2((i / steps + 0.008) / 1.008 pi / 2), each at most 0.999. */
+/** Betas whose alphasCumprod falls as cos^2((i / steps + 0.008) / 1.008 pi / 2), each at most 0.999 (Nichol & Dhariwal 2021). Throws OptionError
+ * unless `steps` is an integer of at least 2. */
 export function cosineBetas(steps: number): number[] {
   if (!Number.isInteger(steps) || steps < 2) {
     throw new OptionError(`cosineBetas: steps is ${steps}, expected an integer of at least 2.`);
@@ -31,9 +33,10 @@ export function cosineBetas(steps: number): number[] {
  * - "N" or "N1,N2,...": the timesteps are cut into as many sections of even size (the first ones one longer), and N_j
  *   are taken from section j, evenly from its first to its last, rounded half to even.
  *
- * Throws OptionError for any other string, more timesteps than a section has, or an N that no whole k gives.
+ * @throws {OptionError} Any other string, more timesteps than a section has, an N that no whole k gives; steps that are no integer above 0.
  */
 export function respace(steps: number, respacing: string): number[] {
+  checkInteger('respace', 'steps', steps, 1);
   const wanted = `respacing "${respacing}"`;
   if (respacing === '') return Array.from({ length: steps }, (_, i) => i);
   const ddim = /^ddim(\d+)$/.exec(respacing);
@@ -68,8 +71,11 @@ function roundHalfEven(x: number): number {
 
 /**
  * Weights min(SNR, gamma) / SNR of the noise-prediction loss, SNR = alphasCumprod / (1 - alphasCumprod): timesteps with
- * little noise count less (Hang et al. 2023, arXiv 2303.09556).
+ * little noise count less (Hang et al. 2023, arXiv 2303.09556). One weight per timestep; default gamma 5.
+ *
+ * @throws {OptionError} A gamma that is not above 0.
  */
 export function minSnrWeights(alphasCumprod: readonly number[], gamma = 5): number[] {
+  if (!(gamma > 0)) throw new OptionError(`minSnrWeights: gamma is ${gamma}, expected a number above 0.`);
   return alphasCumprod.map((a) => Math.min(1, (gamma * (1 - a)) / a));
 }

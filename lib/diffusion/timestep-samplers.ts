@@ -3,6 +3,7 @@
  * 2021, section 3.3). Deterministic from a seed; state() and restore() continue exactly.
  */
 import { OptionError } from '../errors.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { HostRandom, type HostRandomState } from '../random.js';
 
 /** Timesteps of a batch; the mean of weights[i] loss[i] estimates the loss without bias. */
@@ -13,35 +14,48 @@ export interface TimestepDraw {
   weights: number[];
 }
 
+/** Options of {@link UniformTimesteps}. */
 export interface TimestepSamplerOptions {
-  /** Of the diffusion. */
+  /** Of the diffusion: {@link GaussianDiffusion.numTimesteps}. */
   numTimesteps: number;
+  /** Integer from 0 to 2^53 - 1. */
   seed: number;
   /** Number of an independent sequence under the same seed. Default 0. */
   stream?: number;
 }
+
+const uniformSchema = schema((z, is) =>
+  z.strictObject({
+    numTimesteps: is.count,
+    seed: is.natural,
+    stream: is.natural.default(0),
+  } satisfies Fields<TimestepSamplerOptions>),
+);
 
 /** Every timestep is as likely. */
 export class UniformTimesteps {
   private readonly numTimesteps: number;
   private readonly random: HostRandom;
 
-  constructor({ numTimesteps, seed, stream }: TimestepSamplerOptions) {
-    checkCount('UniformTimesteps', 'numTimesteps', numTimesteps);
+  /** @throws {OptionError} An option that is missing, unknown or out of range. */
+  constructor(options: TimestepSamplerOptions) {
+    const { numTimesteps, seed, stream } = parseOptions(uniformSchema, options, 'UniformTimesteps');
     this.numTimesteps = numTimesteps;
     this.random = new HostRandom(seed, stream);
   }
 
+  /** Timesteps for `batch` images. */
   sample(batch: number): TimestepDraw {
     const t = Array.from({ length: batch }, () => this.random.integer(this.numTimesteps));
     return { t, weights: t.map(() => 1) };
   }
 
-  /** Plain JSON. */
+  /** For checkpoints: restore(state()) continues exactly here. Plain JSON. */
   state(): { random: HostRandomState } {
     return { random: this.random.state() };
   }
 
+  /** Goes where `state` was taken. Throws OptionError on what is no state. */
   restore({ random }: { random: HostRandomState }): void {
     this.random.restore(random);
   }
@@ -55,15 +69,26 @@ export interface LossSecondMomentOptions extends TimestepSamplerOptions {
   uniformProb?: number;
 }
 
-/** Plain JSON. */
+/** State of {@link LossSecondMomentTimesteps}; plain JSON. */
 export interface LossSecondMomentState {
+  /** Of the random numbers. */
   random: HostRandomState;
   /** Per timestep the losses remembered, oldest first. */
   history: number[][];
 }
 
+const momentSchema = schema((z, is) =>
+  z.strictObject({
+    numTimesteps: is.count,
+    seed: is.natural,
+    stream: is.natural.default(0),
+    historyPerTerm: is.count.default(10),
+    uniformProb: is.share.default(0.001),
+  } satisfies Fields<LossSecondMomentOptions>),
+);
+
 /**
- * p(t) in proportion to sqrt(E[loss^2]) over the last losses of t, mixed with the uniform distribution; uniform until
+ * Importance sampling of timesteps (Nichol & Dhariwal 2021, section 3.3): p(t) in proportion to sqrt(E[loss^2]) over the last losses of t, mixed with the uniform distribution; uniform until
  * every timestep has a full history.
  */
 export class LossSecondMomentTimesteps {
@@ -73,12 +98,10 @@ export class LossSecondMomentTimesteps {
   private readonly random: HostRandom;
   private history: number[][];
 
-  constructor({ numTimesteps, seed, stream, historyPerTerm = 10, uniformProb = 0.001 }: LossSecondMomentOptions) {
-    checkCount('LossSecondMomentTimesteps', 'numTimesteps', numTimesteps);
-    checkCount('LossSecondMomentTimesteps', 'historyPerTerm', historyPerTerm);
-    if (!(uniformProb >= 0 && uniformProb <= 1)) {
-      throw new OptionError(`LossSecondMomentTimesteps: uniformProb is ${uniformProb}, expected a number from 0 to 1.`);
-    }
+  /** @throws {OptionError} An option that is missing, unknown or out of range. */
+  constructor(options: LossSecondMomentOptions) {
+    const parsed = parseOptions(momentSchema, options, 'LossSecondMomentTimesteps');
+    const { numTimesteps, seed, stream, historyPerTerm, uniformProb } = parsed;
     this.numTimesteps = numTimesteps;
     this.historyPerTerm = historyPerTerm;
     this.uniformProb = uniformProb;
@@ -97,6 +120,7 @@ export class LossSecondMomentTimesteps {
     return moments.map((v) => (v / total) * (1 - this.uniformProb) + this.uniformProb / n);
   }
 
+  /** Timesteps for `batch` images, with the weights that make the loss unbiased. */
   sample(batch: number): TimestepDraw {
     const p = this.probabilities();
     let sum = 0;
@@ -111,7 +135,7 @@ export class LossSecondMomentTimesteps {
     return { t, weights: t.map((i) => 1 / (this.numTimesteps * p[i])) };
   }
 
-  /** Remembers the losses [B] of timesteps t [B]. Losses that are not finite are passed over. */
+  /** Remembers the losses [B] of timesteps t [B]. Losses that are not finite are passed over. Throws OptionError when they do not fit. */
   update(t: ArrayLike<number>, losses: ArrayLike<number>): void {
     if (t.length !== losses.length) {
       throw new OptionError(`LossSecondMomentTimesteps: ${losses.length} losses for ${t.length} timesteps.`);
@@ -129,11 +153,12 @@ export class LossSecondMomentTimesteps {
     }
   }
 
+  /** For checkpoints: restore(state()) continues exactly here. Plain JSON. */
   state(): LossSecondMomentState {
     return { random: this.random.state(), history: this.history.map((losses) => [...losses]) };
   }
 
-  /** Throws OptionError when the history is not this sampler's: another number of timesteps, or too long a memory. */
+  /** Goes where a state was taken. Throws OptionError when the history is not this sampler's: another number of timesteps, or too long a memory. */
   restore({ random, history }: LossSecondMomentState): void {
     if (history.length !== this.numTimesteps || history.some((losses) => losses.length > this.historyPerTerm)) {
       throw new OptionError(
@@ -142,11 +167,5 @@ export class LossSecondMomentTimesteps {
     }
     this.random.restore(random);
     this.history = history.map((losses) => [...losses]);
-  }
-}
-
-function checkCount(where: string, name: string, value: number): void {
-  if (!Number.isInteger(value) || value < 1) {
-    throw new OptionError(`${where}: ${name} is ${value}, expected an integer of at least 1.`);
   }
 }

@@ -2,15 +2,20 @@
 import { DTypeError } from '../errors.js';
 import type { Shape } from '../shape.js';
 
+/** Element types of arrays in host memory. */
 export type HostDType = 'u8' | 'i32' | 'i64' | 'f16' | 'f32' | 'f64';
 
-/** Row-major, little-endian. */
+/** An array in host memory, as .npy and .npz files hold them: row-major, little-endian. */
 export interface HostArray {
+  /** Type of the elements. */
   dtype: HostDType;
+  /** Sizes of the axes, outermost first. */
   shape: Shape;
+  /** The elements. */
   bytes: Uint8Array;
 }
 
+/** TypedArrays that hold the elements of a {@link HostArray}. */
 export type HostValues = Uint8Array | Int32Array | BigInt64Array | Float32Array | Float64Array;
 
 const sizes: Record<HostDType, number> = { u8: 1, i32: 4, i64: 8, f16: 2, f32: 4, f64: 8 };
@@ -49,7 +54,7 @@ function widen(bits: number): number {
   return exponent === 0 ? sign * fraction * 2 ** -24 : sign * (1024 + fraction) * 2 ** (exponent - 25);
 }
 
-/** An array over a TypedArray, without a copy. Throws DTypeError on a type not listed in {@link HostValues}. */
+/** An array over a TypedArray, without a copy; shape by default [length]. Throws DTypeError on a type not listed in {@link HostValues}. */
 export function hostArray(values: HostValues, shape: Shape = [values.length]): HostArray {
   const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   return { dtype: dtypeOfValues(values), shape, bytes };

@@ -12,13 +12,14 @@ import { access, copyFile, open, readFile, rename, rm, stat, symlink, writeFile 
 import { dirname, join, relative } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DiffitError, FileError, FileFormatError, OptionError } from '../errors.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { makeFolder, toFileError } from './files.js';
 
 /** Options of {@link hubFile}. */
 export interface HubOptions {
   /** Folder of the cache. Default: the hub's own rules (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub). */
   cacheDir?: string;
-  /** Default: HF_ENDPOINT, or the public hub. */
+  /** Address of the hub. Default: HF_ENDPOINT, or the public hub. */
   endpoint?: string;
   /** For private and gated repositories. Default: HF_TOKEN. */
   token?: string;
@@ -30,10 +31,23 @@ export interface HubOptions {
 
 /** What an hf:// address names. */
 export interface HubAddress {
+  /** OWNER/NAME. */
   repo: string;
+  /** A branch, a tag or a commit; 'main' when the address names none. */
   revision: string;
+  /** Of the file in the repository. */
   path: string;
 }
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    cacheDir: is.name.optional(),
+    endpoint: is.name.optional(),
+    token: z.string().optional(),
+    onProgress: is.callback<NonNullable<HubOptions['onProgress']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<HubOptions>),
+);
 
 /** How often a connection that breaks is taken up again, and the first wait in ms (doubled each time). */
 const attempts = 5;
@@ -44,7 +58,7 @@ export function isHubAddress(text: string): boolean {
   return text.startsWith('hf://');
 }
 
-/** Parses hf://OWNER/NAME[@REVISION]/PATH. Throws OptionError. */
+/** Parses hf://OWNER/NAME\@REVISION/PATH, where \@REVISION may be left out. Throws OptionError on anything else. */
 export function parseHubAddress(address: string): HubAddress {
   const match = /^hf:\/\/([\w.-]+\/[\w.-]+)(?:@([\w.-]+))?\/(.+)$/.exec(address);
   const [, repo, revision = 'main', path] = match ?? [];
@@ -60,10 +74,12 @@ export function parseHubAddress(address: string): HubAddress {
  * The local path of a hub file, downloaded unless the cache has it. The size, and the SHA-256 of large files, are
  * checked before the file gets its name. Without a connection, the newest cached copy serves.
  *
- * Throws OptionError for a bad address, FileError when the file cannot be had (missing, not permitted, no connection,
- * disk full), FileFormatError when what arrived is not what the hub announced.
+ * @throws {OptionError} A bad address; an option that is unknown or of the wrong type.
+ * @throws {FileError} The file cannot be had: missing, not permitted, no connection, disk full.
+ * @throws {FileFormatError} What arrived is not what the hub announced.
  */
 export async function hubFile(address: string, options: HubOptions = {}): Promise<string> {
+  parseOptions(optionsSchema, options, 'hubFile');
   const { repo, revision, path } = parseHubAddress(address);
   const { signal } = options;
   const hub = await import('@huggingface/hub');

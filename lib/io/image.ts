@@ -1,13 +1,18 @@
 /** 8-bit images [height, width, channels] in memory, as PNG files, and laid out in grids. Files go through sharp. */
 import { FileFormatError, OptionError, ShapeError } from '../errors.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { format } from '../shape.js';
 import { withFile, writeAtomically } from './files.js';
 
-/** Row-major, channels last: 1 (grey), 3 (RGB) or 4 (RGBA). */
+/** An 8-bit image in memory. */
 export interface Image {
+  /** [height, width, channels], row-major. */
   data: Uint8Array;
+  /** In pixels. */
   width: number;
+  /** In pixels. */
   height: number;
+  /** 1 (grey), 3 (RGB) or 4 (RGBA). */
   channels: number;
 }
 
@@ -33,6 +38,13 @@ export interface DecodeOptions {
   channels?: 1 | 3;
 }
 
+const decodeSchema = schema((z, is) =>
+  z.strictObject({
+    size: is.count.optional(),
+    channels: z.literal([1, 3]).default(3),
+  } satisfies Fields<DecodeOptions>),
+);
+
 /**
  * Decodes an image file held in memory (PNG, JPEG, WebP, GIF, TIFF, AVIF), upright as its EXIF data say, to 8 bits.
  * Throws FileFormatError, naming `label`, when the bytes are no intact image.
@@ -55,13 +67,20 @@ export async function decodeImage(bytes: Uint8Array, label: string, options: Dec
   }
 }
 
-/** Reads an image file. Throws FileError when it cannot be read, FileFormatError when it is no intact image. */
+/**
+ * Reads an image file: PNG, JPEG, WebP, GIF, TIFF or AVIF, upright as its EXIF data say.
+ *
+ * @throws {FileError} The file cannot be read.
+ * @throws {FileFormatError} It is no intact image.
+ * @throws {OptionError} An option that is unknown or out of range; the package sharp does not load.
+ */
 export async function loadImage(path: string, options: DecodeOptions = {}): Promise<Image> {
+  const settings = parseOptions(decodeSchema, options, 'loadImage');
   const bytes = await withFile(path, (handle) => handle.readFile());
-  return decodeImage(bytes, path, options);
+  return decodeImage(bytes, path, settings);
 }
 
-/** The bytes of a PNG file. Throws ShapeError when the data do not fit the size. */
+/** The bytes of a PNG file. Throws ShapeError when the data do not fit the size, OptionError when the package sharp does not load. */
 export async function encodePng({ data, width, height, channels }: Image): Promise<Uint8Array> {
   const sane =
     Number.isInteger(width) && width > 0 && Number.isInteger(height) && height > 0 && [1, 3, 4].includes(channels);
@@ -84,6 +103,7 @@ export async function saveImage(path: string, image: Image): Promise<void> {
   await writeAtomically(path, (handle) => handle.writeFile(png));
 }
 
+/** Options of {@link imageGrid}. */
 export interface GridOptions {
   /** Images per row. Default: the smallest number that makes the grid at least as wide as high. */
   columns?: number;
@@ -93,22 +113,29 @@ export interface GridOptions {
   scale?: number;
 }
 
-/** Lays out images [N, H, W, C] row by row in one image. */
+const gridSchema = schema((z, is) =>
+  z.strictObject({
+    columns: is.count.optional(),
+    padding: is.natural.default(2),
+    scale: is.count.default(1),
+  } satisfies Fields<GridOptions>),
+);
+
+/**
+ * Lays out images [N, H, W, C] row by row in one image.
+ *
+ * @throws {ShapeError} No image, or bytes that do not fill the shape.
+ * @throws {OptionError} An option that is unknown or out of range.
+ */
 export function imageGrid(images: Uint8Array, shape: readonly number[], options: GridOptions = {}): Image {
+  const { columns: wanted, padding, scale } = parseOptions(gridSchema, options, 'imageGrid');
   const [count, height, width, channels] = shape;
   if (shape.length !== 4 || count < 1 || images.length !== count * height * width * channels) {
     throw new ShapeError(
       `imageGrid: expected at least one image [N, H, W, C], got ${format(shape)} with ${images.length} bytes.`,
     );
   }
-  const { columns = Math.ceil(Math.sqrt(count)), padding = 2, scale = 1 } = options;
-  const whole = (value: number, least: number) => Number.isInteger(value) && value >= least;
-  if (!whole(columns, 1) || !whole(padding, 0) || !whole(scale, 1)) {
-    throw new OptionError(
-      `imageGrid: columns and scale are integers of at least 1, padding of at least 0; got ${columns}, ${scale}, ${padding}.`,
-    );
-  }
-  const across = Math.min(columns, count);
+  const across = Math.min(wanted ?? Math.ceil(Math.sqrt(count)), count);
   const [cellHeight, cellWidth] = [height * scale + padding, width * scale + padding];
   const gridWidth = across * cellWidth - padding;
   const gridHeight = Math.ceil(count / across) * cellHeight - padding;

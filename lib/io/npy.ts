@@ -8,8 +8,11 @@ import { type HostArray, type HostDType, hostItemSize } from './array.js';
 import { ByteReader } from './byte-reader.js';
 import { quote, withFile, writeAtomically } from './files.js';
 
+/** What an array of a .npy or .npz file is, without its elements. */
 export interface NpyHeader {
+  /** Type of the elements. */
   dtype: HostDType;
+  /** Sizes of the axes, outermost first. */
   shape: Shape;
   /** Bytes of the elements. */
   dataBytes: number;
@@ -149,7 +152,12 @@ export function encodeNpyHeader({ dtype, shape, dataBytes }: NpyHeader): Uint8Ar
   return bytes;
 }
 
-/** Reads a .npy file. Throws FileError or FileFormatError. */
+/**
+ * Reads a .npy file (versions 1.0 and 2.0; little-endian f8, f4, f2, i8, i4, u1 in C order).
+ *
+ * @throws {FileError} The file cannot be read.
+ * @throws {FileFormatError} It is no such file, truncated, or of another dtype or order.
+ */
 export async function readNpy(path: string): Promise<HostArray> {
   return withFile(path, async (handle, size) => {
     const reader = new ByteReader(handle.createReadStream({ autoClose: false }), path);
@@ -164,7 +172,12 @@ export async function readNpy(path: string): Promise<HostArray> {
   });
 }
 
-/** Writes a .npy file (version 1.0), whole or not at all. Throws FileError or ShapeError. */
+/**
+ * Writes a .npy file (version 1.0), whole or not at all.
+ *
+ * @throws {FileError} The file cannot be written.
+ * @throws {ShapeError} Bytes that do not fill the shape.
+ */
 export async function writeNpy(path: string, { dtype, shape, bytes }: HostArray): Promise<void> {
   const header = encodeNpyHeader({ dtype, shape, dataBytes: bytes.byteLength });
   await writeAtomically(path, async (handle) => {

@@ -4,6 +4,7 @@
  * arr_1 holds the labels of a class-conditional model.
  */
 import { FileFormatError, OptionError, ShapeError } from '../errors.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { format, numel, type Shape } from '../shape.js';
 import { type HostArray, type HostDType, hostArray, hostItemSize, hostValues } from './array.js';
 import type { ByteReader } from './byte-reader.js';
@@ -13,15 +14,16 @@ import { writeZip, ZipArchive } from './zip.js';
 /** The most that read() puts into one buffer; rows() has no such limit. */
 const maxArrayBytes = 2 ** 32;
 
-/** An open .npz file. */
-export class NpzFile {
+/** An open .npz file, read array by array, also several at a time. Close it, or open it with `using`. */
+export class NpzFile implements Disposable {
   private constructor(private readonly archive: ZipArchive) {}
 
-  /** Throws FileError or FileFormatError. */
+  /** Opens a file. Throws FileError when it cannot be read, FileFormatError when it is no sound archive. */
   static async open(path: string): Promise<NpzFile> {
     return new NpzFile(await ZipArchive.open(path));
   }
 
+  /** The file. */
   get path(): string {
     return this.archive.path;
   }
@@ -31,12 +33,12 @@ export class NpzFile {
     return this.archive.names.filter((name) => name.endsWith('.npy')).map((name) => name.slice(0, -4));
   }
 
-  /** Dtype and shape of one array. */
+  /** Dtype and shape of one array. Throws FileFormatError when there is none of that name, or a damaged one. */
   async header(name: string): Promise<NpyHeader> {
     return this.withArray(name, async (_, header) => header);
   }
 
-  /** One whole array of at most 4 GiB. */
+  /** One whole array of at most 4 GiB. Throws FileFormatError when it is larger, damaged, or not there. */
   async read(name: string): Promise<HostArray> {
     return this.withArray(name, async (reader, { dtype, shape, dataBytes }) => {
       if (dataBytes > maxArrayBytes)
@@ -47,7 +49,7 @@ export class NpzFile {
     });
   }
 
-  /** An array in pieces of at most `count` rows (slices of its first axis). */
+  /** An array in pieces of at most `count` rows (slices of its first axis). Throws OptionError for a count below 1; FileFormatError as read(). */
   async *rows(name: string, count: number): AsyncGenerator<HostArray> {
     if (!Number.isInteger(count) || count < 1) throw new OptionError(`rows: count must be at least 1, got ${count}.`);
     const { reader, header } = await this.openArray(name);
@@ -65,8 +67,14 @@ export class NpzFile {
     }
   }
 
+  /** Gives the file back once the arrays being read are done. */
   close(): void {
     this.archive.close();
+  }
+
+  /** Called at the end of the block by `using file = …`: {@link NpzFile.close}. */
+  [Symbol.dispose](): void {
+    this.close();
   }
 
   private async openArray(name: string): Promise<{ reader: ByteReader; header: NpyHeader }> {
@@ -89,7 +97,7 @@ export class NpzFile {
   }
 }
 
-/** All arrays of a .npz file. Throws FileError or FileFormatError. */
+/** All arrays of a .npz file, by name. Throws FileError when it cannot be read, FileFormatError when it is no sound .npz file. */
 export async function readNpz(path: string): Promise<Record<string, HostArray>> {
   const file = await NpzFile.open(path);
   try {
@@ -103,20 +111,49 @@ export async function readNpz(path: string): Promise<Record<string, HostArray>> 
 
 /** An array that comes in pieces, whose bytes together fill its shape. */
 export interface StreamedArray {
+  /** Type of the elements. */
   dtype: HostDType;
+  /** Sizes of the axes, outermost first. */
   shape: Shape;
+  /** The elements, in pieces of any size. */
   chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
 }
 
+/** Options of {@link writeNpz}. */
+export interface WriteNpzOptions {
+  /** Deflate, like numpy.savez_compressed. Default false. */
+  compress?: boolean;
+}
+
+/** Options of {@link writeImageNpz}. */
+export interface WriteImageNpzOptions extends WriteNpzOptions {
+  /** One per image; written as arr_1. */
+  labels?: BigInt64Array;
+}
+
+const writeSchema = schema((z) =>
+  z.strictObject({ compress: z.boolean().default(false) } satisfies Fields<WriteNpzOptions>),
+);
+const writeImageSchema = schema((z, is) =>
+  z.strictObject({
+    compress: z.boolean().default(false),
+    labels: is.value<BigInt64Array>((value) => value instanceof BigInt64Array, 'a BigInt64Array').optional(),
+  } satisfies Fields<WriteImageNpzOptions>),
+);
+
 /**
- * Writes a .npz file, whole or not at all; `compress` (default false) deflates like numpy.savez_compressed.
- * Throws FileError, or ShapeError when an array's bytes do not fill its shape.
+ * Writes a .npz file, whole or not at all.
+ *
+ * @throws {FileError} The file cannot be written.
+ * @throws {ShapeError} An array whose bytes do not fill its shape.
+ * @throws {OptionError} An option that is unknown or of the wrong type.
  */
 export async function writeNpz(
   path: string,
   arrays: Readonly<Record<string, HostArray | StreamedArray>>,
-  options: { compress?: boolean } = {},
+  options: WriteNpzOptions = {},
 ): Promise<void> {
+  const { compress } = parseOptions(writeSchema, options, 'writeNpz');
   const sources = Object.entries(arrays).map(([name, array]) => {
     const streamed = 'chunks' in array;
     const dataBytes = streamed ? numel(array.shape) * hostItemSize(array.dtype) : array.bytes.byteLength;
@@ -124,7 +161,7 @@ export async function writeNpz(
     const chunks = withHeader(name, header, streamed ? array.chunks : [array.bytes], dataBytes);
     return { name: `${name}.npy`, size: header.byteLength + dataBytes, chunks };
   });
-  await writeZip(path, sources, options.compress ?? false);
+  await writeZip(path, sources, compress);
 }
 
 async function* withHeader(
@@ -142,17 +179,24 @@ async function* withHeader(
   if (written !== expected) throw new ShapeError(`Array ${name} needs ${expected} bytes, its chunks have ${written}.`);
 }
 
-/** Images in guided-diffusion's layout, read batch by batch. */
-export interface ImageNpz {
-  /** [N, H, W, C] */
+/** Images in guided-diffusion's layout, read batch by batch. Close it, or open it with `using`. */
+export interface ImageNpz extends Disposable {
+  /** [N, H, W, C]. */
   shape: readonly [number, number, number, number];
+  /** One per image, where the file has arr_1. */
   labels?: BigInt64Array;
   /** The images in order, at most `count` at a time, each batch [n, H, W, C] in one array. */
   batches(count: number): AsyncGenerator<Uint8Array>;
+  /** Gives the file back. */
   close(): void;
 }
 
-/** Opens an image batch. Throws FileFormatError when arr_0 is not uint8 [N, H, W, C], or arr_1 not N integers. */
+/**
+ * Opens an image batch in guided-diffusion's layout: arr_0 is uint8 [N, H, W, C], arr_1 the labels.
+ *
+ * @throws {FileError} The file cannot be read.
+ * @throws {FileFormatError} It is no such file.
+ */
 export async function openImageNpz(path: string): Promise<ImageNpz> {
   const file = await NpzFile.open(path);
   try {
@@ -171,7 +215,8 @@ export async function openImageNpz(path: string): Promise<ImageNpz> {
     async function* batches(count: number): AsyncGenerator<Uint8Array> {
       for await (const { bytes } of file.rows('arr_0', count)) yield bytes;
     }
-    return { shape: shape as unknown as ImageNpz['shape'], labels, batches, close: () => file.close() };
+    const close = (): void => file.close();
+    return { shape: shape as unknown as ImageNpz['shape'], labels, batches, close, [Symbol.dispose]: close };
   } catch (error) {
     file.close();
     throw error;
@@ -182,14 +227,20 @@ function imageError(path: string, message: string): FileFormatError {
   return new FileFormatError(`${path} is not an image batch: ${message}.`, { path });
 }
 
-/** Writes an image batch: `images` are the bytes of [N, H, W, C], in one array or in pieces as they are sampled. */
+/**
+ * Writes an image batch in guided-diffusion's layout: `images` are the bytes of [N, H, W, C], in one array or in pieces as they are sampled.
+ *
+ * @throws {FileError} The file cannot be written.
+ * @throws {ShapeError} Bytes that do not fill the shape, or another number of labels.
+ * @throws {OptionError} An option that is unknown or of the wrong type.
+ */
 export async function writeImageNpz(
   path: string,
   images: Uint8Array | Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
   shape: readonly [number, number, number, number],
-  options: { labels?: BigInt64Array; compress?: boolean } = {},
+  options: WriteImageNpzOptions = {},
 ): Promise<void> {
-  const { labels, compress } = options;
+  const { labels, compress } = parseOptions(writeImageSchema, options, 'writeImageNpz');
   if (labels && labels.length !== shape[0]) {
     throw new ShapeError(`writeImageNpz: ${shape[0]} images need as many labels, got ${labels.length}.`);
   }

@@ -10,17 +10,23 @@ import { quote } from './files.js';
 
 /** One tensor of a file; its bytes are [begin, end) counted from `dataStart` of the header. */
 export interface SafetensorsEntry {
+  /** Its key. */
   name: string;
   /** As the file writes it: F32, BF16, I64, … */
   dtype: string;
+  /** Sizes of the axes, outermost first. */
   shape: Shape;
+  /** Offset of its first byte. */
   begin: number;
+  /** Offset behind its last byte. */
   end: number;
 }
 
+/** What a safetensors file holds, without its data. */
 export interface SafetensorsHeader {
   /** In the order of their bytes in the file. */
   entries: SafetensorsEntry[];
+  /** Strings beside the tensors; empty where there are none. */
   metadata: Record<string, string>;
   /** Offset of the data in the file. */
   dataStart: number;

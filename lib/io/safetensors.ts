@@ -2,7 +2,8 @@
 import type { FileHandle } from 'node:fs/promises';
 import { type DeviceName, synchronize } from '../device.js';
 import { type DType, isFloat, itemSize } from '../dtype.js';
-import { noGrad } from '../scope.js';
+import { type Fields, parseOptions, schema } from '../options.js';
+import { noGrad, withDispose } from '../scope.js';
 import type { Shape } from '../shape.js';
 import { Tensor } from '../tensor.js';
 import { readFully, withFile, writeAtomically } from './files.js';
@@ -18,6 +19,7 @@ import {
 /** Bytes that may wait for the device at a time: it keeps a copy of each until it gets there. */
 const aheadBytes = 16 << 20;
 
+/** Options of {@link loadSafetensors} and {@link forEachTensor}. */
 export interface LoadSafetensorsOptions {
   /** Where the tensors go. Default: defaultDevice(). */
   device?: DeviceName;
@@ -31,20 +33,44 @@ export interface LoadSafetensorsOptions {
   signal?: AbortSignal;
 }
 
+const dtypes = ['f32', 'bf16', 'f16', 'i32', 'i64', 'u8'] as const;
+
+const loadSchema = schema((z, is) =>
+  z.strictObject({
+    device: is.name.optional(),
+    dtype: z.enum(dtypes).optional(),
+    filter: is.callback<NonNullable<LoadSafetensorsOptions['filter']>>().optional(),
+    onProgress: is.callback<NonNullable<LoadSafetensorsOptions['onProgress']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<LoadSafetensorsOptions>),
+);
+
+/** What {@link loadSafetensors} gives: `using file = await io.loadSafetensors(path)` disposes every tensor at the end of the block. */
+export interface LoadedTensors extends Disposable {
+  /** The tensors by name. */
+  tensors: Record<string, Tensor>;
+  /** Strings beside them; empty where there are none. */
+  metadata: Record<string, string>;
+}
+
 /**
  * Loads a safetensors file. Its header is checked against the size of the file before anything is allocated.
  *
- * Throws FileError when the file cannot be read; FileFormatError when it is truncated, corrupt, or a selected tensor
- * has a dtype without a tensor here (BOOL, I8, F8, …).
+ * @throws {FileError} The file cannot be read.
+ * @throws {FileFormatError} It is truncated or corrupt, or a selected tensor has a dtype without a tensor here (BOOL, I8, F8, …).
+ * @throws {OptionError} An option that is unknown or of the wrong type.
+ * @throws {OutOfMemoryError} The device has no memory for the tensors; what was loaded is disposed.
  */
 export async function loadSafetensors(
   path: string,
   options: LoadSafetensorsOptions = {},
-): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
+): Promise<LoadedTensors> {
   const loaded: [string, Tensor][] = [];
   try {
     const metadata = await forEachTensor(path, (name, tensor) => loaded.push([name, tensor]), options);
-    return { tensors: Object.fromEntries(loaded), metadata };
+    return withDispose({ tensors: Object.fromEntries(loaded), metadata }, () => {
+      for (const [, tensor] of loaded) tensor.dispose();
+    });
   } catch (error) {
     for (const [, tensor] of loaded) tensor.dispose();
     throw error;
@@ -60,7 +86,8 @@ export async function forEachTensor(
   use: (name: string, tensor: Tensor) => void,
   options: LoadSafetensorsOptions = {},
 ): Promise<Record<string, string>> {
-  const { filter = () => true, onProgress, signal } = options;
+  const settings = parseOptions(loadSchema, options, 'loadSafetensors');
+  const { filter = () => true, onProgress, signal } = settings;
   return withFile(path, async (handle, size) => {
     const { entries, metadata, dataStart } = await readHeader(handle, size, path);
     const selected = entries
@@ -74,11 +101,11 @@ export async function forEachTensor(
       signal?.throwIfAborted();
       const raw = staging.subarray(0, entry.bytes);
       await readFully(handle, raw, dataStart + entry.begin, path, signal);
-      use(entry.name, makeTensor(raw, entry, options));
+      use(entry.name, makeTensor(raw, entry, settings));
       loadedBytes += entry.bytes;
       waitingBytes += entry.bytes;
       if (waitingBytes >= aheadBytes) {
-        await synchronize(options.device);
+        await synchronize(settings.device);
         waitingBytes = 0;
       }
       onProgress?.({ name: entry.name, loadedBytes, totalBytes });
@@ -92,16 +119,23 @@ export async function readSafetensorsHeader(path: string): Promise<SafetensorsHe
   return withFile(path, (handle, size) => readHeader(handle, size, path));
 }
 
+/** Options of {@link saveSafetensors}. */
 export interface SaveSafetensorsOptions {
   /** Converts floating-point tensors on the way; integers stay as they are. Default: as they are. */
   dtype?: DType;
 }
 
+const saveSchema = schema((z) =>
+  z.strictObject({ dtype: z.enum(dtypes).optional() } satisfies Fields<SaveSafetensorsOptions>),
+);
+
 /**
  * Saves tensors. The file appears whole or not at all (temporary file, sync, rename). Tensors are written largest item
  * size first, then by name, so each is aligned to its items and equal contents give equal files.
  *
- * Throws FileError when the file cannot be written, OptionError on metadata that are not strings.
+ * @throws {FileError} The file cannot be written.
+ * @throws {OptionError} Metadata that are not strings; an option that is unknown, or no dtype.
+ * @throws {DisposedError} A tensor that was given back.
  */
 export async function saveSafetensors(
   path: string,
@@ -109,8 +143,9 @@ export async function saveSafetensors(
   metadata: Readonly<Record<string, string>> = {},
   options: SaveSafetensorsOptions = {},
 ): Promise<void> {
+  const { dtype: wanted } = parseOptions(saveSchema, options, 'saveSafetensors');
   const items = Object.entries(tensors).map(([name, tensor]) => {
-    const dtype = options.dtype && isFloat(tensor.dtype) ? options.dtype : tensor.dtype;
+    const dtype = wanted && isFloat(tensor.dtype) ? wanted : tensor.dtype;
     return { name, tensor, dtype, shape: tensor.shape };
   });
   items.sort((a, b) => itemSize(b.dtype) - itemSize(a.dtype) || (a.name < b.name ? -1 : 1));

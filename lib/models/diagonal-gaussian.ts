@@ -5,23 +5,25 @@ import { sum } from '../ops/reduce.js';
 import { adopt, keep, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 
-/** Owned by a scope as one thing; dispose() frees both tensors. */
-export class DiagonalGaussian {
-  /** Both of one shape [B, ...]. */
+/** A normal distribution per element, N(mean, exp(logvar)), all independent. Owned by a scope as one thing, with both tensors. */
+export class DiagonalGaussian implements Disposable {
+  /** Both of one shape [B, ...]; they belong to the distribution from then on. */
   constructor(
+    /** The means. */
     readonly mean: Tensor,
+    /** Natural logarithms of the variances. */
     readonly logvar: Tensor,
   ) {
     keep([mean, logvar]);
     adopt(this);
   }
 
-  /** The most probable latents: the mean. */
+  /** The most probable latents: the mean itself, not a copy. */
   mode(): Tensor {
     return this.mean;
   }
 
-  /** exp(logvar / 2). */
+  /** The standard deviations exp(logvar / 2). */
   std(): Tensor {
     return scope(() => unary('exp', affine(this.logvar, 0.5, 0)));
   }
@@ -44,8 +46,14 @@ export class DiagonalGaussian {
     });
   }
 
+  /** Gives both tensors back. */
   dispose(): void {
     this.mean.dispose();
     this.logvar.dispose();
+  }
+
+  /** Called at the end of the block by `using posterior = …`: {@link DiagonalGaussian.dispose}. */
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 }

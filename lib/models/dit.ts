@@ -4,8 +4,9 @@
  */
 import { LatentTransformer, type LatentTransformerConfig } from './latent-transformer.js';
 
+/** DiT (Peebles & Xie, arXiv 2212.09748), LatentDiffiT's baseline: time and label come in through AdaLN-Zero. */
 export class DiT extends LatentTransformer {
-  /** Throws OptionError naming the option: unknown, out of range, or one that does not divide another. */
+  /** @throws {OptionError} An option that is unknown or out of range, or one that does not divide another. */
   constructor(options: LatentTransformerConfig = {}) {
     super('DiT', options, 'adaln');
   }

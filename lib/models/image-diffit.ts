@@ -8,7 +8,7 @@
  * encoder.I.{blocks.J,down}, decoder.I.{up,blocks.J}, head.{norm,conv}.
  */
 import { OptionError, ShapeError } from '../errors.js';
-import { TransformerBlock } from '../nn/block.js';
+import { type Conditioning, TransformerBlock } from '../nn/block.js';
 import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
 import { Conv2d, GroupNorm } from '../nn/layers.js';
 import { Module, ModuleList } from '../nn/module.js';
@@ -16,50 +16,76 @@ import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
 import { concat, permute, upsample2x } from '../ops/index.js';
 import { widened } from '../ops/precision.js';
-import { type Input, type Output, parseOptions, schema } from '../options.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 
-const configSchema = schema((z) => {
-  const count = z.int().min(1);
-  const perStage = z.union([count, z.array(count).min(1)]);
+/** Options of {@link ImageDiffiT}; plain JSON. */
+export interface ImageDiffiTConfig {
+  /** Side of the square image, in pixels; can be halved once per further resolution. */
+  imgResolution: number;
+  /** Channels of the image going in. */
+  inChannels: number;
+  /** Channels of the output. Default: inChannels. */
+  outChannels?: number;
+  /** Channels at the first resolution, before channelMult; even. */
+  baseChannels: number;
+  /** One entry per resolution: channels over baseChannels. Each further one halves the resolution. */
+  channelMult: readonly number[];
+  /** L of the paper: ResBlocks per resolution, one number or one per resolution. */
+  numBlocks: number | readonly number[];
+  /** Side of the attention window in tokens, one number or one per resolution; a smaller map is one window. */
+  windowSize: number | readonly number[];
+  /** Channels of the time token. Default 512. */
+  timeDim?: number;
+  /** Classes; 0, the default, for an unconditional model. */
+  numClasses?: number;
+  /**
+   * Share of the labels that becomes the null class in training, from 0 to below 1; above 0 the model can be sampled with classifier-free
+   * guidance. Default 0.
+   */
+  classDropoutProb?: number;
+  /** Dropout in the MLPs, while training, from 0 to below 1. Default 0. */
+  dropout?: number;
+  /** Attention has one head per this many channels. Default 64. */
+  channelsPerHead?: number;
+  /** Groups of the GroupNorms. Default min(32, channels / 4). */
+  normGroups?: number;
+  /** Hidden channels of the MLPs over their own. Default 4. */
+  mlpRatio?: number;
+  /** Frequencies of the noise level: geometric (DDPM++, EDM) or random (NCSN++). Default 'positional'. */
+  timeEmbedding?: 'positional' | 'fourier';
+  /** Where the time token enters the blocks; the paper's Tables 5 and 6. Default 'tmsa'. */
+  conditioning?: Conditioning;
+}
+
+const configSchema = schema((z, is) => {
+  const perStage = z.union([is.count, z.array(is.count).min(1)]);
   return z.strictObject({
-    /** Side of the square image, in pixels. */
-    imgResolution: count,
-    /** Channels of the image, in and out. */
-    inChannels: count,
-    outChannels: count.optional(),
-    /** Channels at the first resolution, before channelMult. */
-    baseChannels: count.multipleOf(2),
-    /** One entry per resolution: channels over baseChannels. Each further one halves the resolution. */
-    channelMult: z.array(count).min(1),
-    /** L: ResBlocks per resolution, one number or one per resolution. */
+    imgResolution: is.count,
+    inChannels: is.count,
+    outChannels: is.count.optional(),
+    baseChannels: is.count.multipleOf(2),
+    channelMult: z.array(is.count).min(1),
     numBlocks: perStage,
-    /** Side of the attention window in tokens, one number or one per resolution; a smaller map is one window. */
     windowSize: perStage,
-    /** Channels of the time token. */
-    timeDim: count.default(512),
-    /** Classes; 0 for an unconditional model. */
-    numClasses: z.int().min(0).default(0),
-    /** Labels that become the null class in training; above 0 the model can be sampled with classifier-free guidance. */
+    timeDim: is.count.default(512),
+    numClasses: is.natural.default(0),
     classDropoutProb: z.number().min(0).lt(1).default(0),
-    /** In the MLPs, while training. */
     dropout: z.number().min(0).lt(1).default(0),
-    /** Attention has one head per this many channels. */
-    channelsPerHead: count.default(64),
-    /** Groups of the GroupNorms; default min(32, channels / 4). */
-    normGroups: count.optional(),
-    /** Hidden channels of the MLPs over their own. */
+    channelsPerHead: is.count.default(64),
+    normGroups: is.count.optional(),
     mlpRatio: z.number().positive().default(4),
     timeEmbedding: z.enum(['positional', 'fourier']).default('positional'),
     conditioning: z.enum(['tmsa', 'adaln', 'bias-only', 'mlp-only']).default('tmsa'),
-  });
+  } satisfies Fields<ImageDiffiTConfig>);
 });
 
-/** Options of {@link ImageDiffiT}; plain JSON. */
-export type ImageDiffiTConfig = Input<typeof configSchema>;
-type Config = Output<typeof configSchema>;
+/** The options of an {@link ImageDiffiT} with their defaults; outChannels and normGroups stay absent where they were not given. */
+export type ResolvedImageDiffiTConfig = Required<Omit<ImageDiffiTConfig, 'outChannels' | 'normGroups'>> &
+  Pick<ImageDiffiTConfig, 'outChannels' | 'normGroups'>;
+type Config = ResolvedImageDiffiTConfig;
 type BlockConfig = Pick<Config, 'timeDim' | 'dropout' | 'channelsPerHead' | 'normGroups' | 'mlpRatio' | 'conditioning'>;
 
 /** DiffiT ResBlock (Eq. 9-10): h = Conv3x3(SiLU(GroupNorm(x))); out = Transformer(h, t) + skip(x). */
@@ -119,9 +145,13 @@ class Head extends Module {
   }
 }
 
+/**
+ * Image-space DiffiT (the paper's section 3.2, Eq. 9-10): a U-shaped network of DiffiT ResBlocks. It is F of EDM's preconditioned denoiser, for
+ * diffusion.edmLoss and diffusion.sampleEdm.
+ */
 export class ImageDiffiT extends Module {
   /** The validated options with their defaults; new ImageDiffiT(config) makes the same architecture. */
-  readonly config: Readonly<Config>;
+  readonly config: Readonly<ResolvedImageDiffiTConfig>;
   private readonly timeEmbed: TimeEmbed;
   private readonly labelEmbed?: LabelEmbed;
   private readonly tokenizer: Conv2d;
@@ -129,7 +159,7 @@ export class ImageDiffiT extends Module {
   private readonly decoder: ModuleList<DecoderStage>;
   private readonly head: Head;
 
-  /** Throws OptionError naming the option: unknown, out of range, or a window that does not divide its map. */
+  /** @throws {OptionError} An option that is missing, unknown or out of range, or a window that does not divide its map. */
   constructor(options: ImageDiffiTConfig) {
     super();
     const config = parseOptions(configSchema, options, 'ImageDiffiT');
@@ -179,7 +209,10 @@ export class ImageDiffiT extends Module {
 
   /**
    * F(x; c_noise): x [B, C, S, S] (already scaled by c_in), cNoise [B], labels i64 [B] when the model has classes
-   * -> [B, outChannels, S, S], f32 under any autocast. Throws ShapeError for another size, OptionError for missing or superfluous labels.
+   * -> [B, outChannels, S, S], f32 under any autocast. A label out of range rejects the next awaited read.
+   *
+   * @throws {ShapeError} x, cNoise or labels of another shape.
+   * @throws {OptionError} Labels missing, or given to an unconditional model.
    */
   forward(x: Tensor, cNoise: Tensor, labels?: Tensor): Tensor {
     const { inChannels, imgResolution: side, numClasses } = this.config;
@@ -222,7 +255,7 @@ function groupsFor(channels: number, { normGroups }: Pick<Config, 'normGroups'>)
   return normGroups ?? Math.max(1, Math.min(32, Math.floor(channels / 4)));
 }
 
-function stageValues(option: string, value: number | number[], stages: number): number[] {
+function stageValues(option: string, value: number | readonly number[], stages: number): readonly number[] {
   if (typeof value === 'number') return new Array<number>(stages).fill(value);
   if (value.length === stages) return value;
   throw new OptionError(`ImageDiffiT: ${option} has ${value.length} entries for ${stages} resolutions.`);

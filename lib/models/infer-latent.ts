@@ -6,11 +6,16 @@ import type { Shape } from '../shape.js';
 
 /** What {@link inferLatentModel} finds: a class of this package and its constructor's options. */
 export interface InferredModel {
+  /** The class. */
   kind: 'LatentDiffiT' | 'DiT';
+  /** Its options, as {@link LatentTransformerConfig}. */
   config: Record<string, number | boolean>;
 }
 
-/** Undefined when these are not the weights of a latent DiffiT or DiT. */
+/**
+ * The configuration of a latent model from the names and shapes of its weights, for files that carry none: NVIDIA's released DiffiT and the
+ * official DiT. Undefined when these are not such weights.
+ */
 export function inferLatentModel(shapes: Readonly<Record<string, { shape: Shape }>>): InferredModel | undefined {
   const shape = (name: string, ndim: number): Shape | undefined => {
     const found = shapes[name]?.shape;

@@ -4,8 +4,9 @@
  */
 import { LatentTransformer, type LatentTransformerConfig } from './latent-transformer.js';
 
+/** Latent DiffiT (the paper's section 3.3): time and label come in through the attention's q, k and v (TMSA). Loads NVIDIA's released weights. */
 export class LatentDiffiT extends LatentTransformer {
-  /** Throws OptionError naming the option: unknown, out of range, or one that does not divide another. */
+  /** @throws {OptionError} An option that is unknown or out of range, or one that does not divide another. */
   constructor(options: LatentTransformerConfig = {}) {
     super('LatentDiffiT', options, 'tmsa');
   }

@@ -29,6 +29,10 @@ const latent = (
   settings: Pick<Preset, 'training' | 'sampler'> = { training, sampler: sampler256 },
 ) => ({ name, kind: 'LatentDiffiT' as const, model, ...settings });
 
+/** Presets of {@link LatentDiffiT}. */
+export type LatentPreset = 'imagenet256' | 'imagenet512' | 'latent-base' | 'latent-small';
+
+/** They by name. */
 export const latentPresets = {
   imagenet256: latent('imagenet256', { inputSize: 32, ...xl, ...imagenet }),
   imagenet512: latent(
@@ -41,4 +45,4 @@ export const latentPresets = {
   ),
   'latent-base': latent('latent-base', { inputSize: 32, ...base, ...imagenet }),
   'latent-small': latent('latent-small', { inputSize: 32, ...small, ...imagenet }),
-};
+} satisfies Record<LatentPreset, Preset>;

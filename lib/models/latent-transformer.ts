@@ -14,7 +14,7 @@ import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
 import { guidanceScale, guideHalves } from '../nn/guidance.js';
 import * as init from '../nn/init.js';
 import { Linear } from '../nn/layers.js';
-import { Module, ModuleList } from '../nn/module.js';
+import { Module, ModuleList, type StateDictOptions } from '../nn/module.js';
 import { PatchEmbed, sinCosPositions, unpatchify } from '../nn/patch.js';
 import { TokenSubset } from '../nn/token-subset.js';
 import { add, silu, where } from '../ops/elementwise.js';
@@ -22,45 +22,56 @@ import { concat, slice } from '../ops/index.js';
 import { layerNorm } from '../ops/norm.js';
 import { widened } from '../ops/precision.js';
 import type { RandomKey } from '../ops/random.js';
-import { type Input, type Output, parseOptions, schema } from '../options.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { format, type Shape } from '../shape.js';
 import { type Tensor, tensor, zeros } from '../tensor.js';
 import { StepNetwork } from './step-network.js';
 
-const configSchema = schema((z) => {
-  const count = z.int().min(1);
-  return z.strictObject({
-    /** Side of the latent, S: 32 for images of 256 px, 64 for 512 px. */
-    inputSize: count.default(32),
-    /** Side of a patch; divides inputSize. */
-    patchSize: count.default(2),
-    /** Channels of the latent. */
-    inChannels: count.default(4),
-    /** Channels C of the tokens; a multiple of 4. */
-    hiddenSize: count.multipleOf(4).default(1152),
-    /** Transformer blocks. */
-    depth: count.default(28),
-    /** Attention heads; divides hiddenSize. */
-    numHeads: count.default(16),
-    /** Hidden channels of the MLPs over C. */
-    mlpRatio: z.number().positive().default(4),
-    /** Classes; 0 for an unconditional model. */
-    numClasses: z.int().min(0).default(1000),
-    /** Labels that become the null class in training; 0: no null class, and no guidance. */
-    classDropoutProb: z.number().min(0).lt(1).default(0.1),
-    /** Also predict the variance: 2 inChannels out. */
-    learnSigma: z.boolean().default(true),
-    /** MDT's masked training: the share of tokens that forwardMasked() leaves out; 0: none, and the plain model. */
-    maskRatio: z.number().min(0).lt(1).default(0),
-    /** With maskRatio: the last blocks, which see all tokens. */
-    decodeLayers: count.default(4),
-  });
-});
-
 /** Options of {@link LatentDiffiT} and {@link DiT}; plain JSON. The defaults are XL/2 for 256 px. */
-export type LatentTransformerConfig = Input<typeof configSchema>;
-type Config = Output<typeof configSchema>;
+export interface LatentTransformerConfig {
+  /** Side of the latent, S: 32 for images of 256 px, 64 for 512 px. Default 32. */
+  inputSize?: number;
+  /** Side of a patch; divides inputSize. Default 2. */
+  patchSize?: number;
+  /** Channels of the latent. Default 4. */
+  inChannels?: number;
+  /** Channels C of the tokens; a multiple of 4. Default 1152. */
+  hiddenSize?: number;
+  /** Transformer blocks. Default 28. */
+  depth?: number;
+  /** Attention heads; divides hiddenSize. Default 16. */
+  numHeads?: number;
+  /** Hidden channels of the MLPs over C. Default 4. */
+  mlpRatio?: number;
+  /** Classes; 0 for an unconditional model. Default 1000. */
+  numClasses?: number;
+  /** Share of the labels that becomes the null class in training, from 0 to below 1; 0: no null class, and no guidance. Default 0.1. */
+  classDropoutProb?: number;
+  /** Also predict the variance: 2 inChannels out. Default true. */
+  learnSigma?: boolean;
+  /** MDT's masked training: the share of tokens that forwardMasked() leaves out, from 0 to below 1. Default 0: none, and the plain model. */
+  maskRatio?: number;
+  /** With maskRatio: how many of the last blocks see all tokens; fewer than depth. Default 4. */
+  decodeLayers?: number;
+}
+
+const configSchema = schema((z, is) =>
+  z.strictObject({
+    inputSize: is.count.default(32),
+    patchSize: is.count.default(2),
+    inChannels: is.count.default(4),
+    hiddenSize: is.count.multipleOf(4).default(1152),
+    depth: is.count.default(28),
+    numHeads: is.count.default(16),
+    mlpRatio: z.number().positive().default(4),
+    numClasses: is.natural.default(1000),
+    classDropoutProb: z.number().min(0).lt(1).default(0.1),
+    learnSigma: z.boolean().default(true),
+    maskRatio: z.number().min(0).lt(1).default(0),
+    decodeLayers: is.count.default(4),
+  } satisfies Fields<LatentTransformerConfig>),
+);
 
 /** How the blocks and the head get the time token: DiffiT's TMSA, or DiT's AdaLN-Zero (without a position bias). */
 export type LatentConditioning = 'tmsa' | 'adaln';
@@ -76,6 +87,28 @@ export interface CfgOptions {
   /** How many of the first channels are guided, or 'all' inChannels. Default 3. */
   cfgChannels?: number | 'all';
 }
+
+const cfgSchema = schema((z, is) =>
+  z.strictObject({
+    cfgScale: z.number(),
+    scalePow: z.union([z.number().positive(), z.literal('constant')]).optional(),
+    diffusionSteps: is.count.optional(),
+    cfgChannels: z.union([is.count, z.literal('all')]).default(3),
+  } satisfies Fields<CfgOptions>),
+);
+
+/** Options of {@link LatentTransformer.forwardMasked}: the tokens that are kept, or the random key they are drawn with. */
+export interface MaskOptions extends Partial<RandomKey> {
+  /** The tokens the first blocks see. Default: drawn, a share of maskRatio left out. Stays the caller's. */
+  kept?: TokenSubset;
+}
+
+const maskSchema = schema((z, is) =>
+  z.strictObject({
+    kept: is.value<TokenSubset>((value) => value instanceof TokenSubset, 'a TokenSubset').optional(),
+    ...is.random,
+  } satisfies Fields<MaskOptions>),
+);
 
 /** Per block what it is conditioned on: the time token [B, C], or its projections [B, 3C]. */
 interface Condition {
@@ -101,10 +134,14 @@ class FinalLayer extends Module {
   }
 }
 
+/**
+ * What {@link LatentDiffiT} and {@link DiT} share: a transformer on the patches of a latent, conditioned by time and class. It is a network for
+ * diffusion.GaussianDiffusion. State-dict names are those of NVlabs/DiffiT and facebookresearch/DiT.
+ */
 export abstract class LatentTransformer extends Module {
   /** The validated options with their defaults. */
-  readonly config: Readonly<Config>;
-  /** Recompute each block in backward() instead of keeping its activations: less memory, a third more time. */
+  readonly config: Readonly<Required<LatentTransformerConfig>>;
+  /** Recompute each block in backward() instead of keeping its activations: less memory, a third more time. Default false. */
   gradientCheckpointing = false;
   private readonly name: string;
   private readonly conditioning: LatentConditioning;
@@ -118,7 +155,10 @@ export abstract class LatentTransformer extends Module {
   private readonly head: FinalLayer;
   private readonly masking?: { positions: Tensor; token: Tensor; side: ModuleList<TransformerBlock> };
 
-  /** Throws OptionError naming the option: unknown, out of range, or one that does not divide another. */
+  /**
+   * @param name - The class, for messages.
+   * @throws {OptionError} An option that is unknown or out of range, or one that does not divide another.
+   */
   constructor(name: string, options: LatentTransformerConfig, conditioning: LatentConditioning) {
     super();
     const config = parseOptions(configSchema, options, name);
@@ -168,8 +208,10 @@ export abstract class LatentTransformer extends Module {
   /**
    * x [B, inChannels, S, S], timesteps t f32 [B] (may be fractional), labels y i64 [B] when the model has classes
    * -> [B, outChannels, S, S], f32 under any autocast. With y (and t, if it differs) [2B], the same images under two sets of labels, as guidance
-   * needs them: [2B, ...], the first set first. Throws ShapeError for another size, OptionError for missing or
-   * superfluous labels; a label out of range rejects the next awaited read.
+   * needs them: [2B, ...], the first set first. A label out of range rejects the next awaited read.
+   *
+   * @throws {ShapeError} x, t or y of another shape.
+   * @throws {OptionError} Labels missing, or given to an unconditional model.
    */
   forward(x: Tensor, t: Tensor, y?: Tensor): Tensor {
     const batch = this.checkInputs(x, y, t);
@@ -182,11 +224,15 @@ export abstract class LatentTransformer extends Module {
   /**
    * Classifier-free guidance as the released code batches it: x, t and y are [2B], conditional labels first and then the
    * null class; the second half of x is not read. -> [2B, outChannels, S, S], where both halves hold the guided noise
-   * and the other channels are each half's own. Throws OptionError when the model has no null class.
+   * and the other channels are each half's own.
+   *
+   * @throws {OptionError} The model has no null class; an option that is missing, unknown or out of range.
+   * @throws {ShapeError} x, t and y that are not one even batch.
    */
   forwardWithCfg(x: Tensor, t: Tensor, y: Tensor, options: CfgOptions): Tensor {
     const { inputSize, inChannels } = this.config;
-    const { cfgScale, scalePow = inputSize <= 32 ? 4 : 'constant', diffusionSteps, cfgChannels = 3 } = options;
+    const given = parseOptions(cfgSchema, options, `${this.name}.forwardWithCfg`);
+    const { cfgScale, scalePow = inputSize <= 32 ? 4 : 'constant', diffusionSteps, cfgChannels } = given;
     if (this.nullClass === undefined) {
       throw new OptionError(`${this.name}: guidance needs a null class; this model has none (classDropoutProb is 0).`);
     }
@@ -209,7 +255,7 @@ export abstract class LatentTransformer extends Module {
 
   /**
    * The model at given timesteps and labels (i64 [B], or [2B] as for forward()): `forward(x, i)` is forward(x,
-   * timesteps[i], y), with what does not depend on x computed once. Dispose it after the last step. Not for training.
+   * timesteps[i], y), with what does not depend on x computed once. Dispose it after the last step, or make it with `using`. Not for training.
    */
   conditionOn(timesteps: readonly number[], y?: Tensor): StepNetwork {
     return noGrad(() =>
@@ -234,14 +280,13 @@ export abstract class LatentTransformer extends Module {
    * The masked pass of MDT: the first blocks see the tokens in `kept` alone; a side block fills in the others from a
    * learned token, and the last decodeLayers blocks see all. Arguments and result as forward(). `kept` is drawn, with
    * maskRatio, from `seed` and `stream`, by default from the default generator. The loss of MDT is that of forward() plus
-   * that of forwardMasked(). Throws OptionError when the model was made without maskRatio.
+   * that of forwardMasked().
+   *
+   * @throws {OptionError} The model was made without maskRatio; an option that is unknown or out of range.
+   * @throws {ShapeError} x, t, y or kept of another shape.
    */
-  forwardMasked(
-    x: Tensor,
-    t: Tensor,
-    y?: Tensor,
-    { kept, ...key }: Partial<RandomKey> & { kept?: TokenSubset } = {},
-  ): Tensor {
+  forwardMasked(x: Tensor, t: Tensor, y?: Tensor, options: MaskOptions = {}): Tensor {
+    const { kept, ...key } = parseOptions(maskSchema, options, `${this.name}.forwardMasked`);
     if (!this.masking) throw new OptionError(`${this.name}: forwardMasked() needs a model with maskRatio above 0.`);
     const [batch] = x.shape;
     if (this.checkInputs(x, y, t) !== batch) {
@@ -265,7 +310,7 @@ export abstract class LatentTransformer extends Module {
   }
 
   /** As Module.checkStateDict; a checkpoint of another resolution gives a StateDictError that names both. */
-  override checkStateDict(state: Readonly<Record<string, { shape: Shape }>>, options?: { strict?: boolean }): void {
+  override checkStateDict(state: Readonly<Record<string, { shape: Shape }>>, options?: StateDictOptions): void {
     const { inputSize, patchSize } = this.config;
     const given = state.pos_embed?.shape ?? [];
     const size = Math.sqrt(given[1]) * patchSize;

@@ -6,7 +6,7 @@ import { unknownName } from '../errors.js';
 import { DiT } from './dit.js';
 import { ImageDiffiT, type ImageDiffiTConfig } from './image-diffit.js';
 import { LatentDiffiT } from './latent-diffit.js';
-import { latentPresets } from './latent-presets.js';
+import { type LatentPreset, latentPresets } from './latent-presets.js';
 import type { LatentTransformerConfig } from './latent-transformer.js';
 
 /** How a preset is trained. */
@@ -27,8 +27,9 @@ export interface TrainingSettings {
   emaRampUp?: number;
   /** Random horizontal flips; of latents, where the mirrored images were encoded too. */
   flip: boolean;
-  /** ln(sigma) ~ N(pMean, pStd^2) in training. Defaults: EDM's -1.2 and 1.2. */
+  /** Mean of ln(sigma) in training (EDM's P_mean). Default -1.2. */
   pMean?: number;
+  /** Standard deviation of ln(sigma) in training (EDM's P_std). Default 1.2. */
   pStd?: number;
   /** Of matrix products on a GPU; default f32. */
   precision?: 'f32' | 'bf16';
@@ -36,6 +37,7 @@ export interface TrainingSettings {
 
 /** A model by name. */
 export interface Preset {
+  /** What {@link create} and recipes call it. */
   name: string;
   /** Class of the network. */
   kind: 'ImageDiffiT' | 'LatentDiffiT' | 'DiT';
@@ -43,10 +45,14 @@ export interface Preset {
   model: ImageDiffiTConfig | LatentTransformerConfig;
   /** What `diffit train` takes when --data is not given. */
   dataset?: string;
+  /** How it is trained. */
   training: TrainingSettings;
-  /** See train.SamplerOptions. */
+  /** How it is sampled; see train.SamplerOptions. */
   sampler: { kind: 'edm' | 'ddpm'; steps: number; cfgScale?: number; scalePow?: number };
 }
+
+/** Presets of {@link ImageDiffiT}. */
+export type ImagePreset = 'mnist' | 'cifar10' | 'ffhq64';
 
 const imagePresets = {
   mnist: {
@@ -123,26 +129,36 @@ const imagePresets = {
     },
     sampler: { kind: 'edm', steps: 40 },
   },
-} satisfies Record<string, Preset>;
+} satisfies Record<ImagePreset, Preset>;
 
+/** All presets by name: mnist, cifar10, ffhq64 (image space); imagenet256, imagenet512, latent-base, latent-small (latent). */
 export const presets: Readonly<Record<string, Preset>> = { ...imagePresets, ...latentPresets };
 
 /** The network of a preset: typed where its name is a literal. */
-type PresetModel<N extends string> = N extends keyof typeof imagePresets
+export type PresetModel<N extends string> = N extends ImagePreset
   ? ImageDiffiT
-  : N extends keyof typeof latentPresets
+  : N extends LatentPreset
     ? LatentDiffiT
     : ImageDiffiT | LatentDiffiT | DiT;
-/** Its options. */
-type PresetConfig<N extends string> = N extends keyof typeof imagePresets ? ImageDiffiTConfig : LatentTransformerConfig;
+/** The options of a preset's network. */
+export type PresetConfig<N extends string> = N extends ImagePreset ? ImageDiffiTConfig : LatentTransformerConfig;
 
-/** A preset by name; throws OptionError with the known names and the closest one. */
+/**
+ * A preset by name.
+ *
+ * @throws {OptionError} An unknown name; the message has the known ones and the closest.
+ */
 export function preset(name: string): Preset {
   if (!Object.hasOwn(presets, name)) throw unknownName('preset', name, Object.keys(presets));
   return presets[name];
 }
 
-/** A new model of a preset, with some of its options replaced. */
+/**
+ * A new model of a preset, with some of its options replaced; its class follows from the name. Weights are drawn from the default
+ * generator (manualSeed).
+ *
+ * @throws {OptionError} An unknown name, or an option that is unknown or out of range.
+ */
 export function create<N extends string>(name: N, overrides: Partial<PresetConfig<N>> = {}): PresetModel<N> {
   const { kind, model } = preset(name);
   const type = { ImageDiffiT, LatentDiffiT, DiT }[kind] as new (options: object) => PresetModel<N>;

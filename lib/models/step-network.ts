@@ -9,17 +9,20 @@ import { slice } from '../ops/index.js';
 import { adopt, keep, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 
-/** A condition split into what the step and what the sample brings: rows [S, D], and [B, D] or [1, D] or nothing. */
+/** A condition split into what the step and what the sample brings. */
 export interface ConditionParts {
+  /** One row per step, [S, D]. */
   steps: Tensor;
+  /** [B, D], or [1, D] for all samples. */
   samples?: Tensor;
 }
 
-/** See {@link LatentTransformer.conditionOn}. Owns its parts: dispose it, or let the scope it was made in do so. */
+/** A network at the fixed timesteps of a sampling run; see {@link LatentTransformer.conditionOn}. Owns its parts: dispose it, or let the scope it was made in do so. */
 export class StepNetwork implements Disposable {
   /**
-   * @param run The network on x and its conditions, [B, D] or [1, D] each.
-   * @param network Whose work it is: what replayed() knows it by.
+   * @param parts - The conditions; the step network owns them from then on.
+   * @param run - The network on x and its conditions, [B, D] or [1, D] each.
+   * @param network - Whose work it is: what replaying knows it by.
    */
   constructor(
     private readonly parts: readonly ConditionParts[],
@@ -30,7 +33,7 @@ export class StepNetwork implements Disposable {
     adopt(this);
   }
 
-  /** x [B, C, S, S] at timesteps[step] -> as forward() of the model. */
+  /** x [B, C, S, S] at timesteps[step] -> as forward() of the model. Throws OptionError for a step that is not there. */
   forward(x: Tensor, step: number): Tensor {
     const steps = this.parts[0].steps.shape[0];
     if (!Number.isInteger(step) || step < 0 || step >= steps) {
@@ -45,6 +48,7 @@ export class StepNetwork implements Disposable {
     });
   }
 
+  /** Gives the conditions back. */
   dispose(): void {
     for (const { steps, samples } of this.parts) {
       steps.dispose();
@@ -52,6 +56,7 @@ export class StepNetwork implements Disposable {
     }
   }
 
+  /** Called at the end of the block by `using network = …`: {@link StepNetwork.dispose}. */
   [Symbol.dispose](): void {
     this.dispose();
   }

@@ -4,13 +4,13 @@
  */
 import { synchronize } from '../device.js';
 import { OptionError } from '../errors.js';
-import { checkInteger } from '../ops/check.js';
 import { add, affine, mul } from '../ops/elementwise.js';
 import { concat, reshape, slice } from '../ops/index.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { arange, type Tensor } from '../tensor.js';
 
-/** Options of {@link decodeTiled}. */
+/** Options of {@link AutoencoderKL.decodeTiled}. */
 export interface DecodeTiledOptions {
   /** Side of a tile, in latents. Default 64. */
   tileSize?: number;
@@ -18,8 +18,18 @@ export interface DecodeTiledOptions {
   overlap?: number;
   /** Called after every tile. */
   onTile?: (progress: { done: number; total: number }) => void;
+  /** Stops before the next tile; the call then rejects with the signal's reason. */
   signal?: AbortSignal;
 }
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    tileSize: is.count.default(64),
+    overlap: z.number().min(0).lt(1).default(0.25),
+    onTile: is.callback<NonNullable<DecodeTiledOptions['onTile']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<DecodeTiledOptions>),
+);
 
 /**
  * Latents [B, C, h, w] -> images [B, C', h factor, w factor] through `decode`, which does that for a tile. Latents that
@@ -30,11 +40,11 @@ export async function decodeTiled(
   latents: Tensor,
   factor: number,
   decode: (tile: Tensor) => Tensor,
-  { tileSize = 64, overlap = 0.25, onTile, signal }: DecodeTiledOptions = {},
+  options: DecodeTiledOptions = {},
 ): Promise<Tensor> {
-  checkInteger('decodeTiled', 'tileSize', tileSize, 1);
+  const { tileSize, overlap, onTile, signal } = parseOptions(optionsSchema, options, 'decodeTiled');
   const step = Math.trunc(tileSize * (1 - overlap));
-  if (!(overlap >= 0 && step >= 1)) {
+  if (step < 1) {
     throw new OptionError(
       `decodeTiled: overlap ${overlap} of ${tileSize} latents; expected 0 to below 1, with a new latent in every tile.`,
     );

@@ -8,6 +8,7 @@ import { add } from '../ops/elementwise.js';
 import { reshape } from '../ops/index.js';
 import { linear } from '../ops/linear.js';
 import { widened } from '../ops/precision.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { autocast, scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -35,7 +36,7 @@ export interface TMSAOptions {
   numHeads: number;
   /** Side of the square window, in tokens. */
   windowSize: number;
-  /** Default 'tmsa'. */
+  /** How the time token reaches it. Default 'tmsa'. */
   conditioning?: AttentionConditioning;
   /** The learned relative position bias B; DiT has none. Default true. */
   positionBias?: boolean;
@@ -51,18 +52,39 @@ export interface AttendOptions {
   pairs?: Tensor;
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    dim: is.count,
+    timeDim: is.count.optional(),
+    numHeads: is.count,
+    windowSize: is.count,
+    conditioning: z.enum(['tmsa', 'bias-only', 'none']).default('tmsa'),
+    positionBias: z.boolean().default(true),
+  } satisfies Fields<TMSAOptions>),
+);
+
+/**
+ * Time-dependent multi-head self-attention with a learned relative position bias, in non-overlapping windows (the paper's Eq. 3-6). State dict:
+ * qkv, qkv_temb, proj, relative_position_bias_table, as NVlabs/DiffiT names them.
+ */
 export class TMSA extends Module {
+  /** W_qs, W_ks, W_vs of Eq. 3-5 in one: [3C, C]. */
   readonly qkv: Linear;
+  /** W_qt, W_kt, W_vt of Eq. 3-5 in one: [3C, timeDim]. Only with conditioning 'tmsa'. */
   readonly qkvTemb?: Linear;
+  /** From the time token to what is added to the table. Only with conditioning 'bias-only'. */
   readonly biasTemb?: Linear;
+  /** The output projection [C, C]. */
   readonly proj: Linear;
-  /** [(2 windowSize - 1)^2, numHeads]. */
+  /** B of Eq. 6, [(2 windowSize - 1)^2, numHeads]; none without positionBias. */
   readonly table?: Tensor;
   private readonly options: Required<TMSAOptions>;
 
+  /** @throws {OptionError} An option that is missing, unknown or out of range; heads that do not divide dim. */
   constructor(options: TMSAOptions) {
     super();
-    const { dim, timeDim = dim, numHeads, windowSize, conditioning = 'tmsa', positionBias = true } = options;
+    const given = parseOptions(optionsSchema, options, 'TMSA');
+    const { dim, timeDim = dim, numHeads, windowSize, conditioning, positionBias } = given;
     if (dim % numHeads !== 0) throw new OptionError(`TMSA: numHeads ${numHeads} does not divide dim ${dim}.`);
     if (conditioning === 'bias-only' && !positionBias)
       throw new OptionError('TMSA: conditioning "bias-only" needs positionBias.');
@@ -80,8 +102,10 @@ export class TMSA extends Module {
   }
 
   /**
-   * x [B, H, W, C], or [B, N, C] with N = windowSize^2; time token [B, timeDim]. Returns the shape of x. Throws
-   * OptionError when the window does not divide the map.
+   * x [B, H, W, C], or [B, N, C] with N = windowSize^2; time token [B, timeDim]. Returns the shape of x.
+   *
+   * @throws {ShapeError} x of another shape.
+   * @throws {OptionError} A window that does not divide the map; no time token where the conditioning needs one.
    */
   forward(x: Tensor, time?: Tensor, { residual, projected = false, pairs }: AttendOptions = {}): Tensor {
     const { dim, numHeads: heads, windowSize } = this.options;
@@ -110,6 +134,8 @@ export class TMSA extends Module {
    * qkv_temb is linear, so the projection of steps[i] + samples[b] is the sum of their own: steps [S, timeDim] ->
    * [S, 3C] without the bias, and samples [B, timeDim] -> [B, 3C] with it (just the bias [1, 3C] without samples). In f32 under any autocast:
    * it is done once.
+   *
+   * @throws {OptionError} Another conditioning than 'tmsa'.
    */
   project(steps: Tensor, samples?: Tensor): { steps: Tensor; samples: Tensor } {
     if (!this.qkvTemb) throw new OptionError('TMSA.project: only conditioning "tmsa" projects the time token.');

@@ -7,6 +7,7 @@ import { reshape, slice } from '../ops/index.js';
 import { mlp } from '../ops/linear.js';
 import { layerNorm } from '../ops/norm.js';
 import { dropout } from '../ops/random.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { type AttendOptions, TMSA } from './attention.js';
@@ -20,14 +21,17 @@ export type Conditioning = 'tmsa' | 'adaln' | 'bias-only' | 'mlp-only';
 export interface TransformerBlockOptions {
   /** Channels C. */
   dim: number;
+  /** Channels of the time token. */
   timeDim: number;
+  /** Attention heads; divides dim. */
   numHeads: number;
+  /** Side of the square attention window, in tokens. */
   windowSize: number;
   /** Hidden channels of the MLP over C. Default 4. */
   mlpRatio?: number;
   /** Dropout after the MLP's activation, in training. Default 0. */
   dropout?: number;
-  /** Default 'tmsa'. */
+  /** Where the time token enters. Default 'tmsa'. */
   conditioning?: Conditioning;
   /** The attention's learned relative position bias. Default true. */
   positionBias?: boolean;
@@ -37,10 +41,14 @@ export interface TransformerBlockOptions {
 export type BlockOptions = Pick<AttendOptions, 'projected' | 'pairs'>;
 
 /** Two linears with GELU (tanh form) between. State dict: fc1, fc2, and temb when the time token enters here. */
-class MLP extends Module {
+export class MLP extends Module {
+  /** [hidden, dim]. */
   readonly fc1: Linear;
+  /** [dim, hidden]. */
   readonly fc2: Linear;
+  /** [hidden, timeDim], added before the activation; only with a `timeDim`. */
   readonly temb?: Linear;
+  /** `dropout` acts after the activation, in training. */
   constructor(
     dim: number,
     hidden: number,
@@ -52,6 +60,7 @@ class MLP extends Module {
     this.fc2 = this.child('fc2', new Linear(hidden, dim));
     if (timeDim) this.temb = this.child('temb', new Linear(timeDim, hidden));
   }
+  /** x [..., dim] -> the same shape, plus `residual` of that shape; time token [B, timeDim]. */
   forward(x: Tensor, time: Tensor, residual?: Tensor): Tensor {
     const drops = this.training && this.dropout > 0;
     if (!this.temb && !drops) return mlp(x, this.fc1, this.fc2, { activation: 'geluTanh', residual });
@@ -65,7 +74,9 @@ class MLP extends Module {
 
 /** DiT's AdaLN-Zero: `count` per-sample vectors from SiLU(t). State dict: 1.weight, 1.bias (0 is the SiLU). */
 export class Modulation extends Module {
+  /** [count dim, timeDim], zero at first. */
   readonly linear: Linear;
+  /** `count` vectors of `dim` channels. */
   constructor(
     timeDim: number,
     private readonly dim: number,
@@ -83,28 +94,41 @@ export class Modulation extends Module {
   }
 }
 
-/** LN(x) (1 + scale) + shift. */
+/** LN(x) (1 + scale) + shift. @internal */
 export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
   return add(mul(layerNorm(x), add(scale, 1)), shift);
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    dim: is.count,
+    timeDim: is.count,
+    numHeads: is.count,
+    windowSize: is.count,
+    mlpRatio: z.number().positive().default(4),
+    dropout: z.number().min(0).lt(1).default(0),
+    conditioning: z.enum(['tmsa', 'adaln', 'bias-only', 'mlp-only']).default('tmsa'),
+    positionBias: z.boolean().default(true),
+  } satisfies Fields<TransformerBlockOptions>),
+);
+
+/**
+ * The DiffiT transformer block (the paper's Eq. 7-8): h = x + TMSA(LN(x), t); y = h + MLP(LN(h)). State dict: attn, mlp, and adaLN_modulation with
+ * conditioning 'adaln'.
+ */
 export class TransformerBlock extends Module {
+  /** The attention of Eq. 7. */
   readonly attn: TMSA;
+  /** The MLP of Eq. 8. */
   readonly mlp: MLP;
+  /** Shifts, scales and gates from the time token; only with conditioning 'adaln'. */
   readonly modulation?: Modulation;
 
+  /** @throws {OptionError} An option that is missing, unknown or out of range; heads that do not divide dim. */
   constructor(options: TransformerBlockOptions) {
     super();
-    const {
-      dim,
-      timeDim,
-      numHeads,
-      windowSize,
-      mlpRatio = 4,
-      dropout = 0,
-      conditioning = 'tmsa',
-      positionBias,
-    } = options;
+    const { dim, timeDim, numHeads, windowSize, ...rest } = parseOptions(optionsSchema, options, 'TransformerBlock');
+    const { mlpRatio, dropout, conditioning, positionBias } = rest;
     const inAttention = conditioning === 'tmsa' || conditioning === 'bias-only' ? conditioning : 'none';
     this.attn = this.child(
       'attn',
@@ -115,7 +139,7 @@ export class TransformerBlock extends Module {
     if (conditioning === 'adaln') this.modulation = this.child('adaLN_modulation', new Modulation(timeDim, dim, 6));
   }
 
-  /** x [B, H, W, C] or [B, N, C], time token [B, timeDim] -> shape of x. */
+  /** x [B, H, W, C] or [B, N, C], time token [B, timeDim] -> shape of x. Throws as {@link TMSA.forward}. */
   forward(x: Tensor, time: Tensor, options: BlockOptions = {}): Tensor {
     return scope(() => {
       if (this.modulation) return this.modulated(x, time, this.modulation.forward(time, x.ndim), options);

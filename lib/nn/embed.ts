@@ -2,6 +2,7 @@
 import { affine, cast, cos, less, mul, sin, where } from '../ops/elementwise.js';
 import { concat, reshape } from '../ops/index.js';
 import { rand } from '../ops/random.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { autocast, keep, noGrad, scope } from '../scope.js';
 import { full, type Tensor, tensor } from '../tensor.js';
 import * as init from './init.js';
@@ -20,20 +21,34 @@ export interface TimeEmbedOptions {
   channels: number;
   /** Channels of the token. */
   timeDim: number;
+  /** Which frequencies. */
   kind: TimeEmbedding;
   /** Initial weights of the linears: N(0, std^2); default xavier-uniform. */
   std?: number;
 }
 
+const timeSchema = schema((z, is) =>
+  z.strictObject({
+    channels: is.count.multipleOf(2),
+    timeDim: is.count,
+    kind: z.enum(['positional', 'timestep', 'fourier']),
+    std: is.atLeastZero.optional(),
+  } satisfies Fields<TimeEmbedOptions>),
+);
+
 /** Noise levels or (fractional) timesteps [B] -> time token [B, timeDim]. State dict: mlp.0, mlp.2, and freqs when they are random. */
 export class TimeEmbed extends Module {
+  /** mlp.0, [timeDim, channels], with SiLU behind it. */
   readonly fc1: Linear;
+  /** mlp.2, [timeDim, timeDim]. */
   readonly fc2: Linear;
   private readonly freqs: Tensor;
   private readonly angle: number;
 
-  constructor({ channels, timeDim, kind, std }: TimeEmbedOptions) {
+  /** @throws {OptionError} An option that is missing, unknown or out of range. */
+  constructor(options: TimeEmbedOptions) {
     super();
+    const { channels, timeDim, kind, std } = parseOptions(timeSchema, options, 'TimeEmbed');
     const half = channels / 2;
     if (kind === 'fourier') {
       this.freqs = this.buffer('freqs', init.normal([half], 16));
@@ -57,6 +72,7 @@ export class TimeEmbed extends Module {
     });
   }
 
+  /** Gives all parameters, buffers and gradients back. */
   override dispose(): void {
     super.dispose();
     this.freqs.dispose();
@@ -71,7 +87,9 @@ function frequency(k: number, half: number, kind: 'positional' | 'timestep'): nu
 
 /** Options of {@link LabelEmbed}. */
 export interface LabelEmbedOptions {
+  /** Classes; labels are 0..numClasses-1. */
   numClasses: number;
+  /** Channels of the vectors. */
   dim: number;
   /** Probability that a label becomes the null class in training, for classifier-free guidance. Default 0: no null class. */
   dropout?: number;
@@ -79,12 +97,23 @@ export interface LabelEmbedOptions {
   std?: number;
 }
 
+const labelSchema = schema((z, is) =>
+  z.strictObject({
+    numClasses: is.count,
+    dim: is.count,
+    dropout: z.number().min(0).lt(1).default(0),
+    std: is.atLeastZero.default(0.02),
+  } satisfies Fields<LabelEmbedOptions>),
+);
+
 /** One vector per class, and with label dropout one more, the null class `numClasses`. weight [numClasses (+ 1), dim]. */
 export class LabelEmbed extends Embedding {
   private readonly numClasses: number;
   private readonly dropout: number;
 
-  constructor({ numClasses, dim, dropout = 0, std = 0.02 }: LabelEmbedOptions) {
+  /** @throws {OptionError} An option that is missing, unknown or out of range. */
+  constructor(options: LabelEmbedOptions) {
+    const { numClasses, dim, dropout, std } = parseOptions(labelSchema, options, 'LabelEmbed');
     super(numClasses + (dropout > 0 ? 1 : 0), dim, { std });
     this.numClasses = numClasses;
     this.dropout = dropout;

@@ -5,6 +5,7 @@
 import { OptionError } from '../errors.js';
 import { add, affine, cos, mul, pow, sub } from '../ops/elementwise.js';
 import { concat, reshape, slice } from '../ops/index.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { scope } from '../scope.js';
 import { full, type Tensor } from '../tensor.js';
 
@@ -18,9 +19,21 @@ export interface GuidanceSchedule {
   diffusionSteps?: number;
 }
 
-/** s(t) of timesteps t [B] -> [B]. Throws OptionError for a scale or an exponent that is not usable. */
+const guidanceSchema = schema((z, is) =>
+  z.strictObject({
+    cfgScale: z.number(),
+    scalePow: z.number().positive().optional(),
+    diffusionSteps: is.count.default(1000),
+  } satisfies Fields<GuidanceSchedule>),
+);
+
+/**
+ * s(t) of timesteps t [B] -> [B].
+ *
+ * @throws {OptionError} An option that is missing, unknown or out of range.
+ */
 export function guidanceScale(t: Tensor, schedule: GuidanceSchedule): Tensor {
-  const { cfgScale, scalePow, diffusionSteps = 1000 } = checked(schedule);
+  const { cfgScale, scalePow, diffusionSteps } = parseOptions(guidanceSchema, schedule, 'guidanceScale');
   if (scalePow === undefined) return full(t.shape, cfgScale, { device: t.device });
   return scope(() => {
     const left = affine(t, -1 / diffusionSteps, 1);
@@ -29,25 +42,18 @@ export function guidanceScale(t: Tensor, schedule: GuidanceSchedule): Tensor {
   });
 }
 
-/** s(t) of one timestep. */
+/** s(t) of one timestep; `schedule` was checked where it came from. */
 export function guidanceScaleAt(t: number, schedule: GuidanceSchedule): number {
-  const { cfgScale, scalePow, diffusionSteps = 1000 } = checked(schedule);
+  const { cfgScale, scalePow, diffusionSteps = 1000 } = schedule;
   if (scalePow === undefined) return cfgScale;
   return 1 + ((cfgScale - 1) * (1 - Math.cos(Math.PI * (1 - t / diffusionSteps) ** scalePow))) / 2;
-}
-
-function checked(schedule: GuidanceSchedule): GuidanceSchedule {
-  const { cfgScale, scalePow } = schedule;
-  if (!Number.isFinite(cfgScale)) throw new OptionError(`cfgScale is ${cfgScale}, expected a finite number.`);
-  if (scalePow !== undefined && !(scalePow > 0)) {
-    throw new OptionError(`scalePow is ${scalePow}, expected a number above 0.`);
-  }
-  return schedule;
 }
 
 /**
  * Guides the first `channels` of conditional and unconditional [B, C, H, W] by scale [B]; the others (DiffiT: the
  * fourth noise channel and the variance) are the conditional's.
+ *
+ * @throws {OptionError} A number of channels that the tensors do not have.
  */
 export function guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: number): Tensor {
   const all = conditional.shape[1];
@@ -64,7 +70,7 @@ export function guide(conditional: Tensor, unconditional: Tensor, scale: Tensor,
 
 /**
  * The same for a batch of both, as the released code returns it: output [2B, C, H, W], conditional first -> [2B, ...]
- * with the guided channels in both halves and the others as each half had them.
+ * with the guided channels in both halves and the others as each half had them. Throws as {@link guide}.
  */
 export function guideHalves(output: Tensor, scale: Tensor, channels: number): Tensor {
   const [both, all] = output.shape;

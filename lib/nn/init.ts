@@ -1,6 +1,7 @@
 /** Initial values of parameters. All draw from the default generator (manualSeed). Shapes are memory layouts. */
 import { affine } from '../ops/elementwise.js';
 import { rand, randn } from '../ops/random.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { numel, type Shape } from '../shape.js';
 import { type Tensor, zeros } from '../tensor.js';
@@ -8,11 +9,24 @@ import { type Tensor, zeros } from '../tensor.js';
 /** How modules make their parameters while `forLoading` runs. */
 let mode: { values: boolean; weights: 'f32' | 'bf16' } = { values: true, weights: 'f32' };
 
+/** Options of {@link forLoading}. */
+export interface ForLoadingOptions {
+  /** Dtype of the matrices of Linear layers. Default 'f32'. */
+  weights?: 'f32' | 'bf16';
+}
+
+const loadingSchema = schema((z) =>
+  z.strictObject({ weights: z.enum(['f32', 'bf16']).default('f32') } satisfies Fields<ForLoadingOptions>),
+);
+
 /**
  * Runs `make`, whose modules get zeros instead of random numbers: their weights will be loaded. With `weights: 'bf16'`
- * the matrices of Linear layers take half the memory; such a model is for inference.
+ * the matrices of Linear layers take half the memory; such a model is for inference. Returns what `make` returns.
+ *
+ * @throws {OptionError} An option that is unknown, or other weights.
  */
-export function forLoading<T>(make: () => T, { weights = 'f32' }: { weights?: 'f32' | 'bf16' } = {}): T {
+export function forLoading<T>(make: () => T, options: ForLoadingOptions = {}): T {
+  const { weights } = parseOptions(loadingSchema, options, 'forLoading');
   const before = mode;
   mode = { values: false, weights };
   try {
@@ -22,17 +36,17 @@ export function forLoading<T>(make: () => T, { weights = 'f32' }: { weights?: 'f
   }
 }
 
-/** The matrix of a Linear layer [out, in]. */
+/** The matrix of a Linear layer [out, in], by `initial` unless {@link forLoading} is running. */
 export function linearWeight(shape: Shape, initial: (shape: Shape) => Tensor): Tensor {
   return mode.values ? initial(shape) : zeros(shape, { dtype: mode.weights });
 }
 
-/** N(0, std^2). */
+/** f32, N(0, std^2). */
 export function normal(shape: Shape, std: number): Tensor {
   return mode.values ? noGrad(() => scope(() => affine(randn(shape), std, 0))) : zeros(shape);
 }
 
-/** U(-bound, bound). */
+/** f32, U(-bound, bound). */
 export function uniform(shape: Shape, bound: number): Tensor {
   return mode.values ? noGrad(() => scope(() => affine(rand(shape), 2 * bound, -bound))) : zeros(shape);
 }

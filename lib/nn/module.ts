@@ -9,8 +9,9 @@
  * Parameters keep the layout the kernels want; a `Layout` converts to PyTorch's at the state dict and back.
  */
 import { isFloat } from '../dtype.js';
-import { DeviceError, DisposedError, DTypeError, StateDictError } from '../errors.js';
+import { DeviceError, DisposedError, DTypeError, OptionError, StateDictError } from '../errors.js';
 import { permute } from '../ops/index.js';
+import { checkKeys } from '../ops/check.js';
 import { keep, noGrad, scope } from '../scope.js';
 import { format, type Shape, sameShape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -18,15 +19,15 @@ import type { Tensor } from '../tensor.js';
 /** Tensors by PyTorch name. */
 export type StateDict = Record<string, Tensor>;
 
-/** Axis orders between memory and state dict. */
-interface Layout {
-  /** state = memory.permute(toState) */
+/** Axis orders between memory and state dict, of a parameter that keeps another layout than PyTorch's. */
+export interface Layout {
+  /** state = memory.permute(toState). */
   toState: readonly number[];
-  /** memory = state.permute(fromState) */
+  /** memory = state.permute(fromState). */
   fromState: readonly number[];
 }
 
-/** Conv weights: [O, kh, kw, I] in memory, [O, I, kh, kw] in state dicts. */
+/** Conv weights: [O, kh, kw, I] in memory, [O, I, kh, kw] in state dicts. @internal */
 export const convLayout: Layout = { toState: [0, 3, 1, 2], fromState: [0, 2, 3, 1] };
 
 interface Entry {
@@ -35,7 +36,17 @@ interface Entry {
   trainable: boolean;
 }
 
-export abstract class Module {
+/** Options of {@link Module.loadStateDict} and {@link Module.checkStateDict}. */
+export interface StateDictOptions {
+  /** Every key of the model must be there, and no other. Default true. */
+  strict?: boolean;
+}
+
+/**
+ * Parameters, buffers and child modules under PyTorch's names. A subclass registers what it owns in its constructor, in state-dict order, and
+ * has a method forward(). Owns its tensors: dispose it, or make it with `using`.
+ */
+export abstract class Module implements Disposable {
   /** True between train() and eval(): dropout is active. New modules are in training mode. */
   training = true;
   private readonly entries = new Map<string, Entry>();
@@ -74,6 +85,7 @@ export abstract class Module {
     );
   }
 
+  /** Trainable tensors, in the order of the state dict. */
   parameters(): Tensor[] {
     return [...this.namedParameters().values()];
   }
@@ -97,12 +109,17 @@ export abstract class Module {
 
   /**
    * Copies a state dict into the parameters, in place (the optimizer's references stay valid), converting floats to the
-   * parameter's dtype. With `strict` (default) throws StateDictError listing every missing, unexpected and misshapen key;
-   * without it, missing and unexpected keys are ignored. Nothing is changed when it throws.
+   * parameter's dtype. Without `strict`, missing and unexpected keys are ignored. Nothing is changed when it throws.
+   *
+   * @throws {StateDictError} Lists every misshapen and, with `strict`, missing and unexpected key.
+   * @throws {DTypeError} An integer tensor.
+   * @throws {DeviceError} A tensor on another device than the model's.
+   * @throws {DisposedError} A tensor that was given back.
+   * @throws {OptionError} An unknown option.
    */
-  loadStateDict(state: StateDict, { strict = true }: { strict?: boolean } = {}): void {
+  loadStateDict(state: StateDict, options: StateDictOptions = {}): void {
     const entries = new Map(this.walk());
-    this.checkStateDict(state, { strict });
+    this.checkStateDict(state, options);
     const found = [...entries].filter(([name]) => name in state);
     for (const [name, { tensor }] of found) {
       const { dtype, device, isDisposed } = state[name];
@@ -126,11 +143,13 @@ export abstract class Module {
     return [...this.walk()].map(([name]) => name);
   }
 
-  /** Throws as {@link loadStateDict} would for a state dict of these shapes. */
-  checkStateDict(
-    state: Readonly<Record<string, { shape: Shape }>>,
-    { strict = true }: { strict?: boolean } = {},
-  ): void {
+  /** Throws as {@link Module.loadStateDict} would for a state dict of these shapes. */
+  checkStateDict(state: Readonly<Record<string, { shape: Shape }>>, options: StateDictOptions = {}): void {
+    checkKeys('loadStateDict', options, ['strict']);
+    const { strict = true } = options;
+    if (typeof strict !== 'boolean') {
+      throw new OptionError(`loadStateDict: strict is ${String(strict)}, expected true or false.`);
+    }
     const entries = new Map(this.walk());
     const derived = new Set(this.walkDerived());
     const missing = [...entries.keys()].filter((name) => !(name in state));
@@ -159,7 +178,7 @@ export abstract class Module {
     return this.train(false);
   }
 
-  /** Gives all parameters, buffers and gradients back. */
+  /** Gives all parameters, buffers and gradients back. Calling it again does nothing. */
   dispose(): void {
     for (const { tensor } of this.entries.values()) {
       tensor.grad?.dispose();
@@ -168,6 +187,7 @@ export abstract class Module {
     for (const child of this.children.values()) child.dispose();
   }
 
+  /** Called at the end of the block by `using model = …`: {@link Module.dispose}. */
   [Symbol.dispose](): void {
     this.dispose();
   }
@@ -190,12 +210,15 @@ export class ModuleList<M extends Module> extends Module implements Iterable<M> 
     super();
     this.items = items.map((item, i) => this.child(String(i), item));
   }
+  /** Number of modules. */
   get length(): number {
     return this.items.length;
   }
+  /** Module i, from the end for a negative i. */
   at(i: number): M {
     return this.items.at(i) as M;
   }
+  /** The modules in order. */
   [Symbol.iterator](): Iterator<M> {
     return this.items[Symbol.iterator]();
   }

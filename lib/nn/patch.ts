@@ -8,9 +8,11 @@ import { convLayout, Module } from './module.js';
 
 /** Cuts images into p x p patches and projects each: a p x p convolution of stride p. State dict: proj.weight [C, in, p, p], proj.bias. */
 export class PatchEmbed extends Module {
+  /** [dim, p, p, inChannels] in memory. */
   readonly weight: Tensor;
+  /** [dim]. */
   readonly bias: Tensor;
-  /** xavier-uniform as a linear of all of a patch's numbers; bias zero. */
+  /** Weights are xavier-uniform as those of a linear layer on all of a patch's numbers; the bias is zero. */
   constructor(
     private readonly patchSize: number,
     inChannels: number,
@@ -36,7 +38,7 @@ export class PatchEmbed extends Module {
   }
 }
 
-/** Tokens [B, side^2, p p C], each a patch with its channels last -> [B, C, side p, side p]. */
+/** Tokens [B, side^2, p p C], each a patch of p = `patchSize` with its channels last -> [B, C, side p, side p]. */
 export function unpatchify(tokens: Tensor, side: number, patchSize: number): Tensor {
   const [batch, , width] = tokens.shape;
   const channels = width / patchSize ** 2;

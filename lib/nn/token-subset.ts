@@ -10,12 +10,28 @@ import { defaultGenerator, type RandomKey } from '../ops/random.js';
 import { softmax } from '../ops/reduce.js';
 import { HostRandom } from '../random.js';
 import { scope } from '../scope.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { type Tensor, type TensorOptions, tensor } from '../tensor.js';
 
 /** The first HostRandom stream (its high word) of the subsets; the words below belong to the data loader. */
 const subsetStream = 3;
 
-/** K of the N = side^2 tokens of each of B samples. */
+/** Options of the {@link TokenSubset} constructor. */
+export type TokenSubsetOptions = Pick<TensorOptions, 'device'>;
+/** Options of {@link TokenSubset.random}. */
+export type RandomSubsetOptions = TokenSubsetOptions & Partial<RandomKey>;
+
+const subsetSchema = schema((z, is) =>
+  z.strictObject({ device: is.name.optional() } satisfies Fields<TokenSubsetOptions>),
+);
+const randomSchema = schema((z, is) =>
+  z.strictObject({ device: is.name.optional(), ...is.random } satisfies Fields<RandomSubsetOptions>),
+);
+
+/**
+ * K of the N = side^2 tokens of each of B samples: what masked training keeps (MAE, arXiv 2111.06377; MDT, arXiv 2303.14389). Owns its
+ * tensors: dispose it, or make it with `using`.
+ */
 export class TokenSubset implements Disposable {
   /** i64 [B, K]: row-major positions 0..N-1. */
   readonly positions: Tensor;
@@ -26,12 +42,18 @@ export class TokenSubset implements Disposable {
   /** i64 [B, N]: which row of the B K kept ones each token is; B K for those left out. */
   private readonly places: Tensor;
 
-  /** @param kept Positions per sample, in the order in which take() gives them; distinct, equally many. */
+  /**
+   * @param kept - Positions per sample, in the order in which take() gives them; distinct, equally many.
+   * @param side - Tokens along one side of the grid.
+   * @throws {OptionError} Positions outside the grid, given twice, or not equally many; an unknown option.
+   */
   constructor(
     kept: readonly ArrayLike<number>[],
+    /** Tokens along one side of the grid. */
     readonly side: number,
-    { device }: Pick<TensorOptions, 'device'> = {},
+    options: TokenSubsetOptions = {},
   ) {
+    const { device } = parseOptions(subsetSchema, options, 'TokenSubset');
     const [batch, count, all] = [kept.length, kept[0]?.length ?? 0, side ** 2];
     const [positions, rows] = [new BigInt64Array(batch * count), new BigInt64Array(batch * count)];
     const places = new BigInt64Array(batch * all).fill(BigInt(batch * count));
@@ -58,13 +80,14 @@ export class TokenSubset implements Disposable {
   /**
    * Leaves out a share `ratio` of the tokens of each sample; at least one stays. Sample i of a key gets the same
    * subset in any batch. Without `seed` the default generator gives the next stream.
+   *
+   * @throws {OptionError} A ratio outside 0 to below 1; an option that is unknown or out of range.
    */
-  static random(
-    batch: number,
-    side: number,
-    ratio: number,
-    { device, firstSample = 0, ...key }: Partial<RandomKey> & Pick<TensorOptions, 'device'> = {},
-  ): TokenSubset {
+  static random(batch: number, side: number, ratio: number, options: RandomSubsetOptions = {}): TokenSubset {
+    const { device, firstSample = 0, ...key } = parseOptions(randomSchema, options, 'TokenSubset.random');
+    if (!(ratio >= 0 && ratio < 1)) {
+      throw new OptionError(`TokenSubset.random: ratio is ${ratio}, expected a number from 0 to below 1.`);
+    }
     const { seed, stream = 0 } = key.seed === undefined ? defaultGenerator.next() : { ...key, seed: key.seed };
     const count = Math.max(1, Math.floor(side ** 2 * (1 - ratio)));
     const kept = Array.from({ length: batch }, (_, b) =>
@@ -93,10 +116,12 @@ export class TokenSubset implements Disposable {
     return scope(() => reshape(less(this.places, end), [...this.places.shape, 1]));
   }
 
+  /** Gives the tensors back. */
   dispose(): void {
     for (const part of [this.positions, this.pairs, this.rows, this.places]) part.dispose();
   }
 
+  /** Called at the end of the block by `using subset = …`: {@link TokenSubset.dispose}. */
   [Symbol.dispose](): void {
     this.dispose();
   }

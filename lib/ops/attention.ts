@@ -30,7 +30,10 @@ export interface AttentionOptions {
 
 /**
  * qkv [B, H, W, 3C] (per token q, k, v; each head-major) -> [B, H, W, C]; logits are scaled by 1 / sqrt(C / heads). The result has
- * qkv's dtype, under autocast the autocast's; the time token, the table, logits and sums are f32.
+ * qkv's dtype, under autocast the autocast's; the time token, the table, logits and sums are f32. The paper's Eq. 3-6.
+ *
+ * @throws {OptionError} Heads that do not divide C, a window that does not divide the map.
+ * @throws {ShapeError} A qkv, time token or table of another shape.
  */
 export function attention(qkv: Tensor, { heads, window, time, table }: AttentionOptions): Tensor {
   checkFloats('attention', { qkv, time, table });

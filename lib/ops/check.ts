@@ -2,6 +2,7 @@
 import type { DeviceName } from '../device.js';
 import { type DType, isFloat } from '../dtype.js';
 import { DeviceError, DTypeError, OptionError, ShapeError } from '../errors.js';
+import { unknownOption } from '../option-problems.js';
 import { format, type Shape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 
@@ -51,6 +52,16 @@ export function checkShapeOf(op: string, name: string, tensor: Tensor | undefine
   for (let i = 0; fits && i < expected.length; i++) fits = expected[i] < 0 || expected[i] === shape[i];
   if (!fits) {
     throw new ShapeError(`${op}: ${name} is ${format(shape)}, expected ${format(expected).replaceAll('-1', '*')}.`);
+  }
+}
+
+/** `options` is an object without other keys than `known`: the cheap check of what is called often. */
+export function checkKeys(op: string, options: object, known: readonly string[]): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new OptionError(`${op}: expected an object of options, got ${String(options)}.`);
+  }
+  for (const key in options) {
+    if (!known.includes(key)) throw new OptionError(`${op}: ${unknownOption(key, key, known)}.`);
   }
 }
 

@@ -22,6 +22,9 @@ export interface Conv2dOptions {
 /**
  * x [B, H, W, I], weight [O, kh, kw, I], bias [O] -> [B, H', W', O] with H' = floor((H + top + bottom - kh) / stride) + 1. x and
  * weight have one dtype (or autocast gives them one), the bias is f32.
+ *
+ * @throws {ShapeError} Channels that differ, or a kernel larger than the padded image.
+ * @throws {OptionError} A stride below 1, a padding that is no number of pixels.
  */
 export function conv2d(
   x: Tensor,

@@ -31,12 +31,13 @@ export const unaryKinds = {
   square: 15,
   isFinite: 16,
 } as const;
+/** Functions that {@link unary} knows. geluTanh is GELU's tanh form, geluErf the exact one; isFinite is 1 or 0. */
 export type UnaryKind = keyof typeof unaryKinds;
 
 const binaryKinds = { add: 0, sub: 1, mul: 2, div: 3, maximum: 4, minimum: 5, pow: 6, equal: 7, less: 8 } as const;
 type BinaryKind = keyof typeof binaryKinds;
 
-/** y = kind(x), in x's dtype; isFinite is f32. */
+/** y = kind(x), elementwise, in x's dtype; isFinite is f32 and has no gradient. */
 export function unary(kind: UnaryKind, x: Tensor): Tensor {
   checkFloats(kind, { x });
   const y = Tensor.empty(x.shape, kind === 'isFinite' ? 'f32' : x.dtype, x.device);
@@ -44,7 +45,7 @@ export function unary(kind: UnaryKind, x: Tensor): Tensor {
   return kind === 'isFinite' ? y : record('unary', [x], y, [x], { kind });
 }
 
-/** dx = kind'(x) dy, in x's dtype. Not recorded. */
+/** dx = kind'(x) dy, in x's dtype. Not recorded. @internal */
 export function unaryBackward(kind: UnaryKind, x: Tensor, dy: Tensor): Tensor {
   if (kind === 'neg') return affine(dy, -1, 0);
   const dx = Tensor.empty(x.shape, x.dtype, x.device);
@@ -57,10 +58,15 @@ export const silu = (x: Tensor): Tensor => unary('silu', x);
 /** GELU; 'tanh' is the approximation DiffiT and DiT use, 'none' the exact erf form. */
 export const gelu = (x: Tensor, { approximate = 'tanh' }: { approximate?: 'tanh' | 'none' } = {}): Tensor =>
   unary(approximate === 'tanh' ? 'geluTanh' : 'geluErf', x);
+/** max(x, 0), elementwise. */
 export const relu = (x: Tensor): Tensor => unary('relu', x);
+/** 1 / (1 + exp(-x)), elementwise. */
 export const sigmoid = (x: Tensor): Tensor => unary('sigmoid', x);
+/** Hyperbolic tangent, elementwise. */
 export const tanh = (x: Tensor): Tensor => unary('tanh', x);
+/** Sine of x in radians, elementwise. */
 export const sin = (x: Tensor): Tensor => unary('sin', x);
+/** Cosine of x in radians, elementwise. */
 export const cos = (x: Tensor): Tensor => unary('cos', x);
 
 /** y = scale x + shift with plain numbers. */
@@ -71,7 +77,7 @@ export function affine(x: Tensor, scale: number, shift: number): Tensor {
   return record('affine', [x], y, [], { scale });
 }
 
-/** y = min(max(x, low), high); the gradient is 0 where x was outside. */
+/** y = min(max(x, low), high); the gradient is 0 where x was outside. Throws OptionError when low is above high. */
 export function clamp(x: Tensor, low: number, high: number): Tensor {
   checkFloats('clamp', { x });
   if (!(low <= high)) throw new OptionError(`clamp: low ${low} is above high ${high}.`);
@@ -94,38 +100,38 @@ function recorded(kind: 'mul' | 'div' | 'pow' | 'maximum' | 'minimum', a: Tensor
   return record(kind, [a, b], binary(kind, a, b), [a, b]);
 }
 
-/** a + b. */
+/** a + b, elementwise with NumPy broadcasting. Throws ShapeError when the shapes do not broadcast. */
 export function add(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, 1, b);
   return record('add', [a, b], binary('add', a, b));
 }
-/** a - b. */
+/** a - b, elementwise with NumPy broadcasting. Throws ShapeError when the shapes do not broadcast. */
 export function sub(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, 1, -b);
   return record('sub', [a, b], binary('sub', a, b));
 }
-/** a b, elementwise. */
+/** a b, elementwise with NumPy broadcasting. Throws ShapeError when the shapes do not broadcast. */
 export function mul(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, b, 0);
   return recorded('mul', a, b);
 }
-/** a / b, elementwise. */
+/** a / b, elementwise with NumPy broadcasting. Throws ShapeError when the shapes do not broadcast. */
 export function div(a: Tensor, b: Tensor | number): Tensor {
   if (typeof b === 'number') return affine(a, 1 / b, 0);
   return recorded('div', a, b);
 }
-/** a to the power b, elementwise. b's gradient needs a > 0. */
+/** a to the power b, elementwise with NumPy broadcasting. b's gradient needs a > 0. */
 export const pow = (a: Tensor, b: Tensor): Tensor => recorded('pow', a, b);
-/** Elementwise maximum. Where a = b each gets half the gradient. */
+/** Elementwise maximum, with NumPy broadcasting. Where a = b each gets half the gradient. */
 export const maximum = (a: Tensor, b: Tensor): Tensor => recorded('maximum', a, b);
-/** Elementwise minimum. Where a = b each gets half the gradient. */
+/** Elementwise minimum, with NumPy broadcasting. Where a = b each gets half the gradient. */
 export const minimum = (a: Tensor, b: Tensor): Tensor => recorded('minimum', a, b);
-/** 1 where a = b, else 0 (f32; float or i64 inputs). */
+/** 1 where a = b, else 0 (f32; float or i64 inputs), broadcast. No gradient. */
 export const equal = (a: Tensor, b: Tensor): Tensor => binary('equal', a, b);
-/** 1 where a < b, else 0 (f32; float or i64 inputs). */
+/** 1 where a is less than b, else 0 (f32; float or i64 inputs), broadcast. No gradient. */
 export const less = (a: Tensor, b: Tensor): Tensor => binary('less', a, b);
 
-/** condition (f32) != 0 ? a : b, broadcast. */
+/** a where `condition` (f32) is not 0, else b; all three broadcast. Gradients reach a and b. */
 export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
   checkTensors('where', { condition });
   checkFloats('where', { a, b }, condition.device);
@@ -136,8 +142,11 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
 }
 
 /**
- * ca a + cb b + cc c in one pass, rounded once; same shapes. The update of every sampler is this. Optionally into an existing tensor, of any
- * float dtype.
+ * ca a + cb b + cc c in one pass, rounded once, of one to three [coefficient, tensor]; same shapes. The update of every sampler is this.
+ * Optionally into an existing tensor `out`, of any float dtype, which is then returned and not recorded.
+ *
+ * @throws {OptionError} No term, or more than three.
+ * @throws {ShapeError} Shapes that differ.
  */
 export function linearCombination(terms: readonly (readonly [number, Tensor])[], out?: Tensor): Tensor {
   if (terms.length < 1 || terms.length > 3)

@@ -14,12 +14,12 @@ export function reshapeRaw(x: Tensor, shape: Shape): Tensor {
   return x.view(shape);
 }
 
-/** Same elements in another shape (one entry may be -1). Shares the buffer. */
+/** Same elements in another shape (one entry may be -1). Shares the buffer. Throws ShapeError when they do not fit. */
 export function reshape(x: Tensor, shape: Shape): Tensor {
   return record('reshape', [x], x.view(inferShape(shape, x.size, x.shape)));
 }
 
-/** Axes in another order: y.shape[i] = x.shape[axes[i]]. */
+/** Axes in another order (a copy): y.shape[i] = x.shape[axes[i]]. Throws OptionError on what is no order of the axes. */
 export function permute(x: Tensor, axes: readonly number[]): Tensor {
   checkTensors('permute', { x }, x.dtype);
   const order = axes.map((axis) => normalizeAxis(axis, x.ndim, 'permute'));
@@ -41,7 +41,7 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
   return record('permute', [x], y, [], { order });
 }
 
-/** Elements [start, end) of one axis; negative positions count from the end. A slice of axis 0 shares the buffer. */
+/** Elements [start, end) of one axis; negative positions count from the end. A slice of axis 0 shares the buffer. Throws OptionError for a range outside. */
 export function slice(
   x: Tensor,
   axis: number,
@@ -77,7 +77,7 @@ export function place(x: Tensor, shape: Shape, axis: number, start: number): Ten
   return y;
 }
 
-/** Tensors joined along one axis; all other dimensions must agree. Of different float dtypes: f32. */
+/** Tensors joined along one axis; all other dimensions must agree. Of different float dtypes: f32. Throws ShapeError when they do not join. */
 export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   if (tensors.length === 0) throw new OptionError('concat: expected at least one tensor.');
   const [first] = tensors;
@@ -110,7 +110,7 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   return record('concat', tensors, y, [], { axis: at, sizes });
 }
 
-/** x surrounded by zeros: padding[i] = [before, after] of axis i. */
+/** x surrounded by zeros: padding[i] = [before, after] of axis i. Throws OptionError on what is no padding of all axes. */
 export function pad(x: Tensor, padding: readonly (readonly [number, number])[]): Tensor {
   checkTensors('pad', { x }, x.dtype);
   if (padding.length !== x.ndim || padding.some((p) => p.some((n) => !Number.isInteger(n) || n < 0))) {
@@ -151,7 +151,7 @@ export function embedding(table: Tensor, ids: Tensor): Tensor {
   return record('embedding', [table, undefined], y, [ids]);
 }
 
-/** Nearest-neighbour x2 of [B, H, W, C], any float dtype. */
+/** Nearest-neighbour x2 of [B, H, W, C] -> [B, 2H, 2W, C], any float dtype. */
 export function upsample2x(x: Tensor): Tensor {
   checkFloats('upsample2x', { x });
   checkShapeOf('upsample2x', 'x', x, [-1, -1, -1, -1]);

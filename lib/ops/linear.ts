@@ -12,7 +12,7 @@ import { checkFloats, checkShapeOf, checkTensors } from './check.js';
 import { type UnaryKind, unaryKinds } from './elementwise.js';
 import { lowered, loweredWeight } from './precision.js';
 
-/** Activations the gemm epilogue applies. */
+/** Activations that a matrix product applies to its result in the same memory pass. */
 export type Activation = Extract<UnaryKind, 'geluTanh' | 'geluErf' | 'silu' | 'relu' | 'tanh' | 'sigmoid'>;
 
 /** A product is multiplied by the derivative of `kind` at `input`, which has the result's shape. @internal */
@@ -71,7 +71,7 @@ export interface MatmulOptions {
   transB?: boolean;
 }
 
-/** a [..., M, K] b [..., K, N] -> [..., M, N], of one dtype. Leading dimensions agree, or one operand is a plain matrix shared by all. */
+/** a [..., M, K] b [..., K, N] -> [..., M, N], of one dtype. Leading dimensions agree, or one operand is a plain matrix shared by all. Throws ShapeError when they do not multiply. */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
   checkFloats('matmul', { a, b });
   const dtype = autocastDType();
@@ -124,6 +124,9 @@ export interface LinearOptions {
  * x [..., K] W^T + b -> [..., N]; weight [N, K] as PyTorch stores it. One kernel with activation and residual. x and weight have
  * one dtype (or autocast gives them one), the bias is f32. A bf16 weight may also stand beside an f32 x, for inference; nothing is
  * recorded then, and an input that needs a gradient is an error.
+ *
+ * @throws {ShapeError} Sizes that do not fit each other.
+ * @throws {DTypeError} Dtypes that differ, or a gradient asked of a bf16 weight.
  */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: LinearOptions = {}): Tensor {
   const { activation, residual } = options;
@@ -138,7 +141,9 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: Linear
 
 /** What a linear layer holds: weight [N, K], bias [N]. */
 export interface LinearWeights {
+  /** [N, K], as PyTorch stores it. */
   readonly weight: Tensor;
+  /** [N], f32. */
   readonly bias?: Tensor;
 }
 
@@ -146,7 +151,7 @@ export interface LinearWeights {
 export interface MLPOptions {
   /** Applied between the layers. */
   activation: Activation;
-  /** As in {@link LinearOptions}. */
+  /** Added last, shape of the result, as in {@link LinearOptions}. */
   residual?: Tensor;
 }
 

@@ -12,7 +12,9 @@ import { checkFloats, checkInteger, checkShapeOf, checkTensors } from './check.j
 
 /** Scale and shift per channel [C]; absent: none. */
 export interface Affine {
+  /** Factor per channel, f32 [C]. */
   weight?: Tensor;
+  /** Added after it, f32 [C]. */
   bias?: Tensor;
 }
 
@@ -38,13 +40,13 @@ export function layerNorm(x: Tensor, { weight, bias, eps = 1e-6 }: Affine & { ep
 export interface GroupNormOptions extends Affine {
   /** Groups of consecutive channels; must divide C. */
   groups: number;
-  /** Default 1e-5. */
+  /** Added to the variance. Default 1e-5. */
   eps?: number;
   /** Apply SiLU to the result. Default false. */
   silu?: boolean;
 }
 
-/** GroupNorm of x [B, ..., C] over (..., C / groups), biased variance. */
+/** GroupNorm (Wu & He 2018) of x [B, ..., C] over (..., C / groups), biased variance. Throws OptionError when `groups` does not divide C. */
 export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = false }: GroupNormOptions): Tensor {
   checkFloats('groupNorm', { x });
   checkTensors('groupNorm', { weight, bias }, 'f32', x.device);

@@ -7,7 +7,7 @@ import { native } from '../native.js';
 import { checkShape, type Shape } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor, type TensorOptions } from '../tensor.js';
-import { checkFloats, checkInteger } from './check.js';
+import { checkFloats, checkInteger, checkKeys } from './check.js';
 import { reshape } from './index.js';
 
 /** Names one sequence of random numbers. */
@@ -20,13 +20,17 @@ export interface RandomKey {
   firstSample?: number;
 }
 
-/** Deals out streams of one seed, one per draw. */
+/** Deals out streams of one seed, one per draw. Its whole state is those two numbers. */
 export class Generator {
   private stream = 0;
+  /**
+   * @param seed - Integer from 0 to 2^53 - 1. Default 0.
+   * @throws {OptionError} Another number.
+   */
   constructor(private seed = 0) {
     checkInteger('Generator', 'seed', seed, 0);
   }
-  /** The next unused stream. */
+  /** The next unused stream; what `seed` and `stream` of {@link randn} take. */
   next(): { seed: number; stream: number } {
     return { seed: this.seed, stream: this.stream++ };
   }
@@ -34,6 +38,7 @@ export class Generator {
   state(): { seed: number; stream: number } {
     return { seed: this.seed, stream: this.stream };
   }
+  /** Goes where `state` was taken. Throws OptionError on what is no state. */
   restore({ seed, stream }: { seed: number; stream: number }): void {
     checkInteger('Generator.restore', 'seed', seed, 0);
     checkInteger('Generator.restore', 'stream', stream, 0);
@@ -42,28 +47,44 @@ export class Generator {
   }
 }
 
-/** The generator that draws without a seed of their own use; one per environment. */
+/** The generator that draws without a seed of their own use; one per environment. @internal */
 export const defaultGenerator = new Generator();
 
-/** Restarts the default generator at `seed`. */
+/**
+ * Restarts the default generator, from which weights are initialised and draws without a `seed` are made, at `seed`: an integer from 0 to
+ * 2^53 - 1.
+ *
+ * @throws {OptionError} Another number.
+ */
 export function manualSeed(seed: number): void {
   defaultGenerator.restore({ seed, stream: 0 });
 }
 
+/** Options of {@link rand} and {@link randn}; dtype is f32. */
 export type RandomOptions = TensorOptions & Partial<RandomKey>;
 
-/** Standard normal numbers, f32. Without `seed` the default generator gives the next stream. */
+const keyNames = ['seed', 'stream', 'firstSample'];
+const optionNames = ['dtype', 'device', 'requiresGrad', ...keyNames];
+
+/**
+ * Standard normal numbers, f32, from Philox 4x32-10 (Salmon et al., SC 2011): number (i, j) depends on seed, stream, firstSample + i and j alone, on
+ * every device. Without `seed` the default generator ({@link manualSeed}) gives the next stream.
+ *
+ * @throws {ShapeError} What is no shape.
+ * @throws {OptionError} An unknown option, a dtype other than f32, a seed, stream or firstSample that is not an integer of at least 0.
+ */
 export function randn(shape: Shape, options: RandomOptions = {}): Tensor {
   return philox('randn', 1, shape, options);
 }
 
-/** Uniform numbers in [0, 1), f32. */
+/** Uniform numbers in [0, 1), multiples of 2^-24, f32; otherwise as {@link randn}. */
 export function rand(shape: Shape, options: RandomOptions = {}): Tensor {
   return philox('rand', 0, shape, options);
 }
 
 function philox(op: string, kind: number, shape: Shape, options: RandomOptions): Tensor {
   checkShape(shape, op);
+  checkKeys(op, options, optionNames);
   if (options.dtype !== undefined && options.dtype !== 'f32')
     throw new OptionError(`${op}: makes f32; convert with .to().`);
   const { seed, stream, firstSample } = keyOf(op, options);
@@ -73,7 +94,11 @@ function philox(op: string, kind: number, shape: Shape, options: RandomOptions):
   return y;
 }
 
-/** x with each element dropped with probability p and the others divided by 1 - p, in x's dtype. */
+/**
+ * x with each element dropped with probability p and the others divided by 1 - p, in x's dtype. Draws as {@link randn}.
+ *
+ * @throws {OptionError} p outside 0 <= p < 1; a key that is none.
+ */
 export function dropout(x: Tensor, p: number, key: Partial<RandomKey> = {}): Tensor {
   checkFloats('dropout', { x });
   if (!(p >= 0 && p < 1)) throw new OptionError(`dropout: p is ${p}, expected 0 <= p < 1.`);

@@ -4,25 +4,37 @@
  */
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { keep } from '../scope.js';
 import { format, sameShape } from '../shape.js';
 import { type Tensor, zeros } from '../tensor.js';
-import { checkDecay, type Ema } from './ema.js';
+import { Ema } from './ema.js';
 import { namedParameters, type Parameters } from './parameters.js';
 
 /** Options of {@link Adam} and {@link AdamW}. */
 export interface AdamOptions {
-  /** Learning rate. Default 1e-3. May be changed between steps. */
+  /** Learning rate, at least 0. Default 1e-3. May be changed between steps: {@link Adam.lr}. */
   lr?: number;
-  /** Decay of the running means of the gradient and of its square. Default [0.9, 0.999]. */
+  /** Decay of the running means of the gradient and of its square, each from 0 to below 1. Default [0.9, 0.999]. */
   betas?: readonly [number, number];
-  /** Added to the denominator. Default 1e-8. */
+  /** Added to the denominator, at least 0. Default 1e-8. */
   eps?: number;
   /** Adam: added to the gradient as weightDecay * p (L2), default 0. AdamW: p shrinks by lr * weightDecay, default 0.01. */
   weightDecay?: number;
   /** Count NaN and infinite elements of a gradient as 0, as EDM trains. Default false. */
   finiteOnly?: boolean;
 }
+
+const optionsSchema = schema((z, is) => {
+  const beta = z.number().min(0).lt(1);
+  return z.strictObject({
+    lr: is.atLeastZero.default(1e-3),
+    betas: z.tuple([beta, beta]).default([0.9, 0.999]),
+    eps: is.atLeastZero.default(1e-8),
+    weightDecay: is.atLeastZero.optional(),
+    finiteOnly: z.boolean().default(false),
+  } satisfies Fields<AdamOptions>);
+});
 
 /** What an optimizer remembers. Tensors are the live ones, in the parameters' own layout. */
 export interface AdamState {
@@ -40,6 +52,15 @@ export interface StepOptions {
   ema?: { averages: Ema; decay: number };
 }
 
+const stepSchema = schema((z, is) =>
+  z.strictObject({
+    scale: is.tensor<Tensor>().optional(),
+    ema: z
+      .strictObject({ averages: is.value<Ema>((value) => value instanceof Ema, 'an Ema'), decay: is.share })
+      .optional(),
+  } satisfies Fields<StepOptions>),
+);
+
 interface Slot {
   readonly name: string;
   readonly parameter: Tensor;
@@ -48,9 +69,14 @@ interface Slot {
   step: number;
 }
 
-/** Adam as PyTorch's torch.optim.Adam: a parameter without a gradient is left alone and its step does not count. */
+/**
+ * Adam (Kingma & Ba, arXiv 1412.6980) as PyTorch's torch.optim.Adam: a parameter without a gradient is left alone and its step does not
+ * count. Owns its running means: dispose it, or make it with `using`.
+ */
 export class Adam implements Disposable {
+  /** Learning rate of the next step; may be set. */
   lr: number;
+  /** Is the weight decay that of AdamW? */
   protected readonly decoupled: boolean = false;
   private readonly slots: Slot[];
   private readonly betas: readonly [number, number];
@@ -58,15 +84,13 @@ export class Adam implements Disposable {
   private readonly weightDecay: number;
   private readonly finiteOnly: boolean;
 
-  /** @param parameters Leaves with requiresGrad (f32): a list, or a map whose names the state goes by. */
+  /**
+   * @param parameters - Leaves with requiresGrad (f32): a list, or a map whose names the state goes by.
+   * @throws {OptionError} No parameters; an option that is unknown or out of range.
+   * @throws {DTypeError} A parameter that is not f32.
+   */
   constructor(parameters: Parameters, options: AdamOptions = {}) {
-    const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, finiteOnly = false } = options;
-    atLeastZero('lr', lr);
-    atLeastZero('eps', eps);
-    atLeastZero('weightDecay', weightDecay);
-    for (const beta of betas) {
-      if (!(beta >= 0 && beta < 1)) throw new OptionError(`Adam: betas are ${format(betas)}, expected 0 <= beta < 1.`);
-    }
+    const { lr, betas, eps, weightDecay = 0, finiteOnly } = parseOptions(optionsSchema, options, new.target.name);
     this.lr = lr;
     this.betas = betas;
     this.eps = eps;
@@ -79,10 +103,16 @@ export class Adam implements Disposable {
     });
   }
 
-  /** One update of every parameter that has a gradient. Enqueued; nothing waits. */
-  step({ scale, ema }: StepOptions = {}): void {
-    atLeastZero('lr', this.lr);
-    if (ema) checkDecay(ema.decay);
+  /**
+   * One update of every parameter that has a gradient. Enqueued; nothing waits.
+   *
+   * @throws {OptionError} A learning rate below 0; an option that is unknown or out of range.
+   */
+  step(options: StepOptions = {}): void {
+    const { scale, ema } = parseOptions(stepSchema, options, 'Adam.step');
+    if (!(this.lr >= 0 && this.lr < Number.POSITIVE_INFINITY)) {
+      throw new OptionError(`Adam: lr is ${this.lr}, expected a number of at least 0.`);
+    }
     const averages = new Map(ema?.averages.byParameter);
     // One call for all that agree in these; most often two, of weights with a low-precision copy and without.
     const groups = new Map<string, Slot[]>();
@@ -133,7 +163,7 @@ export class Adam implements Disposable {
     }
   }
 
-  /** The live state; copy or save it before the next step(). */
+  /** The live state, which stays the optimizer's; copy or save it before the next step(). */
   stateDict(): AdamState {
     const steps: Record<string, number> = {};
     const tensors: Record<string, Tensor> = {};
@@ -145,7 +175,12 @@ export class Adam implements Disposable {
     return { steps, tensors };
   }
 
-  /** Copies a state in. Throws OptionError naming what is missing or of the wrong shape; then nothing has changed. */
+  /**
+   * Copies a state in. Nothing has changed when it throws.
+   *
+   * @throws {OptionError} A parameter without a step count or a running mean.
+   * @throws {ShapeError} A running mean of another shape.
+   */
   loadStateDict({ steps, tensors }: AdamState): void {
     for (const { name, parameter } of this.slots) {
       if (!Number.isSafeInteger(steps[name]) || steps[name] < 0) {
@@ -175,22 +210,19 @@ export class Adam implements Disposable {
     }
   }
 
+  /** Called at the end of the block by `using optimizer = …`: {@link Adam.dispose}. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
 
-/** Adam with decoupled weight decay, as PyTorch's torch.optim.AdamW. */
+/** Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101), as PyTorch's torch.optim.AdamW. */
 export class AdamW extends Adam {
+  /** True. */
   protected override readonly decoupled = true;
 
+  /** As {@link Adam}'s, with a weightDecay of 0.01 by default. */
   constructor(parameters: Parameters, options: AdamOptions = {}) {
-    super(parameters, { weightDecay: 0.01, ...options });
-  }
-}
-
-function atLeastZero(name: string, value: number): void {
-  if (!(value >= 0 && value < Number.POSITIVE_INFINITY)) {
-    throw new OptionError(`Adam: ${name} is ${value}, expected a number of at least 0.`);
+    super(parameters, options.weightDecay === undefined ? { ...options, weightDecay: 0.01 } : options);
   }
 }

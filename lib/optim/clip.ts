@@ -6,12 +6,22 @@ import { noGrad, scope } from '../scope.js';
 import { Tensor, zeros } from '../tensor.js';
 import { namedParameters, type Parameters } from './parameters.js';
 
+/** What {@link clipGradNorm} returns; both [1], on the device. */
+export interface ClippedNorm {
+  /** The L2 norm of all gradients together, before clipping. */
+  norm: Tensor;
+  /** What an optimizer's step() takes as `scale`. */
+  scale: Tensor;
+}
+
 /**
- * The L2 norm of all gradients, and scale = min(1, maxNorm / (norm + 1e-6)) to pass to the optimizer's step(); both
+ * The L2 norm of all gradients (Pascanu et al., arXiv 1211.5063), and scale = min(1, maxNorm / (norm + 1e-6)) to pass to the optimizer's step(); both
  * [1], on the device. The gradients themselves are not touched: the step multiplies them as it reads them. A norm that
  * is not finite gives scale 0.
+ *
+ * @throws {OptionError} A maxNorm that is not above 0; no parameters.
  */
-export function clipGradNorm(parameters: Parameters, maxNorm: number): { norm: Tensor; scale: Tensor } {
+export function clipGradNorm(parameters: Parameters, maxNorm: number): ClippedNorm {
   if (!(maxNorm > 0)) throw new OptionError(`clipGradNorm: maxNorm is ${maxNorm}, expected a number above 0.`);
   const named = namedParameters(parameters, 'clipGradNorm');
   const grads = [...named.values()].flatMap(({ grad }) => grad ?? []);
@@ -26,7 +36,7 @@ export function clipGradNorm(parameters: Parameters, maxNorm: number): { norm: T
   );
 }
 
-/** Sum of the squares of all elements of all tensors, [1], in a fixed order. Not recorded. */
+/** Sum of the squares of all elements of all tensors (f32), [1], in a fixed order. Not recorded. Throws OptionError for an empty list. */
 export function squareSum(tensors: readonly Tensor[]): Tensor {
   if (tensors.length === 0) throw new OptionError('squareSum: expected at least one tensor.');
   const y = Tensor.empty([1], 'f32', tensors[0].device);

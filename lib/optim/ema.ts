@@ -1,22 +1,30 @@
 /** Exponential moving averages of weights: one pass over all of them, and EDM's rule for the decay. */
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { keep } from '../scope.js';
 import { format, sameShape } from '../shape.js';
 import { Tensor } from '../tensor.js';
 import { namedParameters, type Parameters } from './parameters.js';
 
 /**
- * Averages of parameters. By default it holds its own copies; given `averages` (the same names and shapes: the
- * parameters of a second model), it writes there and those stay their owner's.
+ * Exponential moving averages of parameters. By default it holds its own copies; given `averages` (the same names and shapes: the
+ * parameters of a second model), it writes there and those stay their owner's. Dispose it, or make it with `using`.
  */
 export class Ema implements Disposable {
   /** By parameter name. */
   readonly averages: ReadonlyMap<string, Tensor>;
-  /** The same by parameter. */
+  /** The averages by parameter. */
   readonly byParameter: ReadonlyMap<Tensor, Tensor>;
   private readonly owned: boolean;
 
+  /**
+   * The averages start as the parameters when they are its own, and as they are when they were given.
+   *
+   * @throws {OptionError} No parameters, or no average for one.
+   * @throws {ShapeError} An average of another shape.
+   * @throws {DTypeError} A tensor that is not f32.
+   */
   constructor(parameters: Parameters, averages?: Parameters) {
     const named = namedParameters(parameters, 'Ema');
     this.owned = averages === undefined;
@@ -27,7 +35,9 @@ export class Ema implements Disposable {
 
   /**
    * average = parameter + decay (average - parameter), of all or of `parameters`. Enqueued; nothing waits. An optimizer's step() can
-   * do it in its own pass.
+   * do it in its own pass: {@link StepOptions.ema}.
+   *
+   * @throws {OptionError} A decay outside 0 to 1.
    */
   update(decay: number, parameters: Iterable<Tensor> = this.byParameter.keys()): void {
     checkDecay(decay);
@@ -52,6 +62,7 @@ export class Ema implements Disposable {
     if (this.owned) for (const average of this.averages.values()) average.dispose();
   }
 
+  /** Called at the end of the block by `using averages = …`: {@link Ema.dispose}. */
   [Symbol.dispose](): void {
     this.dispose();
   }
@@ -59,19 +70,31 @@ export class Ema implements Disposable {
 
 /** What {@link edmEmaDecay} goes by. */
 export interface EdmEmaOptions {
-  /** Images after which a weight's share in the average has halved. EDM: 500,000. */
+  /** Images after which a weight's share in the average has halved, at least 0. EDM: 500,000. */
   halfLifeImages: number;
   /** Early on the half-life is at most this part of the images seen; null: no ramp-up. Default 0.05. */
   rampUp?: number | null;
 }
 
-/** EDM's decay for an update after `batch` more images on top of `images` (Karras et al. 2022, appendix F.2); with ramp-up 0 at the first. */
-export function edmEmaDecay(images: number, batch: number, { halfLifeImages, rampUp = 0.05 }: EdmEmaOptions): number {
+const edmSchema = schema((z, is) =>
+  z.strictObject({
+    halfLifeImages: is.atLeastZero,
+    rampUp: z.union([z.number().positive(), z.null()]).default(0.05),
+  } satisfies Fields<EdmEmaOptions>),
+);
+
+/**
+ * EDM's decay for an update after `batch` more images on top of `images` (Karras et al. 2022, appendix F.2); with ramp-up 0 at the first.
+ *
+ * @throws {OptionError} An option that is missing, unknown or out of range.
+ */
+export function edmEmaDecay(images: number, batch: number, options: EdmEmaOptions): number {
+  const { halfLifeImages, rampUp } = parseOptions(edmSchema, options, 'edmEmaDecay');
   const halfLife = rampUp === null ? halfLifeImages : Math.min(halfLifeImages, images * rampUp);
   return halfLife > 0 ? 0.5 ** (batch / halfLife) : 0;
 }
 
-export function checkDecay(decay: number): void {
+function checkDecay(decay: number): void {
   if (!(decay >= 0 && decay <= 1)) throw new OptionError(`Ema: decay is ${decay}, expected 0 to 1.`);
 }
 

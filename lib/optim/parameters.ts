@@ -5,7 +5,7 @@ import type { Tensor } from '../tensor.js';
 /** Trainable tensors; in a list they go by their position ("0", "1", …). */
 export type Parameters = Iterable<Tensor> | ReadonlyMap<string, Tensor>;
 
-/** Parameters by name, checked: at least one, all f32. */
+/** Parameters by name, checked: at least one, all f32. @internal */
 export function namedParameters(parameters: Parameters, user: string): Map<string, Tensor> {
   const named =
     parameters instanceof Map

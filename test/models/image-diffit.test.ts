@@ -128,7 +128,7 @@ function countParameters(config: ImageDiffiTConfig): number {
   const { numClasses = 0, classDropoutProb = 0 } = config;
   const labels = numClasses + (classDropoutProb > 0 ? 1 : 0);
   const stages = channelMult.length;
-  const per = (value: number | number[], i: number): number => (typeof value === 'number' ? value : value[i]);
+  const per = (value: number | readonly number[], i: number): number => (typeof value === 'number' ? value : value[i]);
   const linear = (inputs: number, outputs: number): number => inputs * outputs + outputs;
   const conv = (inputs: number, outputs: number, k = 3): number => inputs * outputs * k * k + outputs;
   const width = (i: number): number => baseChannels * channelMult[i];
