@@ -67,7 +67,6 @@ export async function cliReference(): Promise<string> {
   const { sections } = await help();
   const names = sections.Commands.map(([term]) => term.split(' ')[0]).filter((name) => name !== 'help');
   const parts = [
-    '---\ntitle: Command line\ngroup: Reference\n---',
     '<!-- made by scripts/cli-reference.ts from the commands themselves -->',
     '# The command line',
     'Every command takes `--json` (machine-readable on stdout), `--verbose` (a stack trace when something fails) and `--help`. Exit codes: 0; 2 for bad ' +

@@ -30,7 +30,7 @@ t.test('the operation of the page', { timeout: 280_000 }, async (t) => {
   for (const { line, code } of diffs) {
     const file = join(copy, 'change.diff');
     writeFileSync(file, `${code}\n`);
-    await t.resolves(run('git', 'apply', '--recount', file), `${page}:${line} applies`);
+    await t.resolves(run('git', 'apply', file), `${page}:${line} applies`);
   }
 
   const sources = join(copy, 'native/sources.json');
