@@ -56,7 +56,7 @@ function npmCommand([verb, ...words]: string[]): void {
 }
 
 /** The value of an option, and the words with another one in its place. */
-const valueOf = (words: readonly string[], option: string): string | undefined =>
+const optionOf = (words: readonly string[], option: string): string | undefined =>
   words.includes(option) ? words[words.indexOf(option) + 1] : undefined;
 const replaced = (words: readonly string[], option: string, value: string): string[] => {
   const at = words.indexOf(option);
@@ -68,9 +68,9 @@ async function smallRecipe(words: string[]): Promise<string[]> {
   const { planTraining, readRecipe } = await import('../../lib/train/index.js');
   const { smallModels } = await import('./stand-ins.js');
   const recipe: Recipe = words.includes('--preset')
-    ? { preset: valueOf(words, '--preset') }
-    : await readRecipe(valueOf(words, '--recipe') as string);
-  const { kind } = planTraining(recipe, { device: valueOf(words, '--device') });
+    ? { preset: optionOf(words, '--preset') }
+    : await readRecipe(optionOf(words, '--recipe') as string);
+  const { kind } = planTraining(recipe, { device: optionOf(words, '--device') });
   const small = { ...recipe, model: { ...recipe.model, ...smallModels[kind] } };
   writeFileSync('small.json', JSON.stringify(small));
   const rest = words.filter((_, i) => !['--preset', '--recipe'].includes(words[i - 1]));
@@ -101,10 +101,10 @@ async function diffit(given: string[]): Promise<number> {
     const command = words[0];
     // The stand-ins hold the runs that a page's other commands read.
     if (command === 'train' && !words.includes('--resume'))
-      rmSync(valueOf(words, '--out') ?? 'out', { recursive: true, force: true });
+      rmSync(optionOf(words, '--out') ?? 'out', { recursive: true, force: true });
     if (command === 'train') words = [...(await smallRecipe(words)), '--steps', '2', '--batch', '2'];
     if (command === 'sample') words = [...words, '--steps', '2', '--num', '2'];
-    const device = valueOf(words, '--device');
+    const device = optionOf(words, '--device');
     if (device !== undefined && /^cuda(:\d+)?$/.test(device)) words = replaced(words, '--device', 'cpu');
     if (command === 'bench' && !words.includes('--list'))
       words = [...words, '--quick', '--only', await firstBenchmark(words)];

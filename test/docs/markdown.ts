@@ -67,7 +67,7 @@ export function prose(text: string): string {
       const [, found] = /^ *(`{3,})/.exec(line) ?? [];
       if (fence === undefined && found) fence = found;
       else if (fence !== undefined && line.trim() === fence) fence = undefined;
-      else if (fence === undefined) return line.replace(/`[^`]*`/g, (code) => '`'.padEnd(code.length - 1) + '`');
+      else if (fence === undefined) return line.replace(/`[^`]*`/g, (code) => ' '.repeat(code.length));
       return '';
     })
     .join('\n');

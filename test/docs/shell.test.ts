@@ -34,7 +34,12 @@ function commands(t: Test, work: string): { path: string; record: string } {
   return { path: `${bin}:/usr/bin:/bin`, record: join(bin, 'record') };
 }
 
-async function bash(code: string, cwd: string, path: string, record: string): Promise<{ code: number; output: string }> {
+async function bash(
+  code: string,
+  cwd: string,
+  path: string,
+  record: string,
+): Promise<{ code: number; output: string }> {
   const env = { ...process.env, PATH: path, DIFFIT_DOCS_RECORD: record, NO_COLOR: '1' };
   return promisify(execFile)('/bin/bash', ['-euo', 'pipefail', '-c', code], { cwd, env, timeout: 200_000 }).then(
     ({ stdout, stderr }) => ({ code: 0, output: stdout + stderr }),

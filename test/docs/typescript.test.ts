@@ -53,7 +53,11 @@ ${rewritten}`;
 /** Everything the compiler has to say about the files, as sentences. */
 function complaints(paths: readonly string[]): string[] {
   const configPath = join(root, 'tsconfig.json');
-  const { options } = ts.parseJsonConfigFileContent(ts.readConfigFile(configPath, ts.sys.readFile).config, ts.sys, root);
+  const { options } = ts.parseJsonConfigFileContent(
+    ts.readConfigFile(configPath, ts.sys.readFile).config,
+    ts.sys,
+    root,
+  );
   // A page may show a value that nothing uses.
   const program = ts.createProgram([...paths], { ...options, noUnusedLocals: false, allowImportingTsExtensions: true });
   return ts.getPreEmitDiagnostics(program).map(({ file, start, messageText }) => {
