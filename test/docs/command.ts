@@ -89,6 +89,7 @@ async function firstBenchmark(words: readonly string[]): Promise<string> {
 async function diffit(given: string[]): Promise<number> {
   await import('../../lib/autograd.js');
   const { run } = await import('../../lib/cli/program.js');
+  const { classList } = await import('../../lib/cli/arguments.js');
   const { parseHubAddress } = await import('../../lib/io/index.js');
   let words = given.map((word) => {
     if (!word.startsWith('hf://')) return word;
@@ -103,7 +104,11 @@ async function diffit(given: string[]): Promise<number> {
     if (command === 'train' && !words.includes('--resume'))
       rmSync(optionOf(words, '--out') ?? 'out', { recursive: true, force: true });
     if (command === 'train') words = [...(await smallRecipe(words)), '--steps', '2', '--batch', '2'];
-    if (command === 'sample') words = [...words, '--steps', '2', '--num', '2'];
+    if (command === 'sample') {
+      const labels = optionOf(words, '--labels') ?? optionOf(words, '--class');
+      const count = labels === undefined ? 2 : classList(labels).length; // every class is asked for
+      words = [...words, '--steps', '2', '--num', String(count)];
+    }
     const device = optionOf(words, '--device');
     if (device !== undefined && /^cuda(:\d+)?$/.test(device)) words = replaced(words, '--device', 'cpu');
     if (command === 'bench' && !words.includes('--list'))

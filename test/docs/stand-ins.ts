@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import { run } from '../../lib/cli/program.js';
 import { saveImage, saveSafetensors } from '../../lib/io/index.js';
-import { AutoencoderKL, type DiffusionModel, LatentDiffiT } from '../../lib/models/index.js';
+import { AutoencoderKL, LatentDiffiT, type ModelKind } from '../../lib/models/index.js';
 import { manualSeed } from '../../lib/ops/random.js';
 import { HostRandom } from '../../lib/random.js';
 import { saveAutoencoder } from '../../lib/train/index.js';
@@ -20,7 +20,7 @@ export const smallModels: Readonly<Record<string, Record<string, unknown>>> = {
   ImageDiffiT: { baseChannels: 8, channelMult: [1, 2], numBlocks: 1, windowSize: 4, timeDim: 16, channelsPerHead: 8 },
   LatentDiffiT: { hiddenSize: 16, depth: 2, numHeads: 2 },
   DiT: { hiddenSize: 16, depth: 2, numHeads: 2 },
-} satisfies Partial<Record<DiffusionModel['constructor']['name'] | 'ImageDiffiT' | 'LatentDiffiT' | 'DiT', object>>;
+} satisfies Record<ModelKind, object>;
 
 let made: Promise<string> | undefined;
 
