@@ -69,10 +69,15 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     (await import('./info.js')).info(terminal),
   );
 
-  command<import('./train.js').TrainOptions>('train', 'Train an image-space DiffiT.', async (options, terminal) =>
-    (await import('./train.js')).train(options, terminal),
+  command<import('./train.js').TrainOptions>(
+    'train',
+    'Train a DiffiT, in pixels or in latents.',
+    async (options, terminal) => (await import('./train.js')).train(options, terminal),
   )
-    .option('--preset <name>', 'model and settings by name: mnist, cifar10, ffhq64')
+    .option(
+      '--preset <name>',
+      'model and settings by name: mnist, cifar10, ffhq64, imagenet256, imagenet512, latent-base, latent-small',
+    )
     .option('--recipe <file>', 'model and settings from a JSON file')
     .option('--data <path>', 'images: a folder, a zip, IDX or CIFAR-10 files, or "mnist"')
     .option('--steps <n>', 'optimizer steps in all', integer(1))

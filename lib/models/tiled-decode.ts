@@ -10,7 +10,7 @@ import { concat, reshape, slice } from '../ops/index.js';
 import { noGrad, scope } from '../scope.js';
 import { arange, type Tensor } from '../tensor.js';
 
-/** Options of {@link decodeTiled}. */
+/** Options of {@link AutoencoderKL.decodeTiled}. */
 export interface DecodeTiledOptions {
   /** Side of a tile, in latents. Default 64. */
   tileSize?: number;

@@ -23,7 +23,7 @@ const trainingSchema = schema((z) =>
     lr: z.number().min(0),
     /** Images over which the learning rate rises from 0. */
     lrRampImages: z.number().min(0).default(0),
-    /** [from, to]: images between which the rate falls to 1% along a half cosine; absent: it stays. */
+    /** `[from, to]`: images between which the rate falls to 1% along a half cosine; absent: it stays. */
     lrDecayImages: z
       .tuple([z.number().min(0), z.number().min(0)])
       .refine(([from, to]) => from < to, 'expected [from, to] with from < to')
