@@ -1,6 +1,6 @@
 /** What the file formats share: opening, exact reads, whole-or-nothing writes, and errors that say what went wrong. */
 import { randomBytes } from 'node:crypto';
-import { type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { FileError, FileFormatError } from '../errors.js';
 
@@ -109,6 +109,13 @@ export async function writeAtomically(path: string, write: (handle: FileHandle) 
     await rm(temporary, { force: true }).catch(() => undefined); // the first error is the one to tell
     throw toFileError(error, path, 'written');
   }
+}
+
+/** Deletes what writeAtomically() left in a folder when its process was killed. */
+export async function removeTemporaries(folder: string): Promise<void> {
+  const names = await readdir(folder).catch(() => []);
+  const left = names.filter((name) => /^\.diffit-[0-9a-f]{12}\.tmp$/.test(name));
+  for (const name of left) await rm(join(folder, name), { force: true });
 }
 
 /** Makes a rename durable. Windows has no such call on folders. */
