@@ -35,6 +35,12 @@ export function quote(text: string): string {
   return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
 }
 
+/** The message of another library's error as a part of a sentence: on one line, whatever text of a file it repeats. */
+export function messageOf(error: unknown): string {
+  const { message } = error instanceof Error ? error : new Error(String(error));
+  return message.replace(/\p{Cc}/gu, (character) => JSON.stringify(character).slice(1, -1));
+}
+
 /**
  * Makes a folder and those above it, unless they exist. Throws FileError. (Not mkdir's `recursive`, which never returns
  * below a folder that answers "no such file" to every new name, as /proc does.)

@@ -47,6 +47,20 @@ t.test('the fuzzer finds errors that are not ours, slow and greedy inputs, and s
   t.match(refused, { executions: 50, accepted: 0, finding: undefined });
 });
 
+t.test('what was found once', async (t) => {
+  const { targets, close } = await makeTargets();
+  t.teardown(close);
+  // Node repeats the text around an error of JSON, line breaks and all.
+  for (const name of ['latents index', 'recipe']) {
+    const target = targets.find((target) => target.name === name) as Target;
+    await t.rejects(
+      (async () => target.run(new TextEncoder().encode('\n"images": 2,\n')))(),
+      { name: 'FileFormatError', message: /^[^\n]+$/ },
+      name,
+    );
+  }
+});
+
 t.test('every target', async (t) => {
   const { targets, close } = await makeTargets();
   t.teardown(close);
