@@ -51,14 +51,11 @@ t.test('what was found once', async (t) => {
   const { targets, close } = await makeTargets();
   t.teardown(close);
   // Node repeats the text around an error of JSON, line breaks and all.
-  for (const name of ['latents index', 'recipe']) {
-    const target = targets.find((target) => target.name === name) as Target;
-    await t.rejects(
-      (async () => target.run(new TextEncoder().encode('\n"images": 2,\n')))(),
-      { name: 'FileFormatError', message: /^[^\n]+$/ },
-      name,
-    );
-  }
+  const target = targets.find(({ name }) => name === 'latents index') as Target;
+  await t.rejects(Promise.resolve(target.run(new TextEncoder().encode('\n"images": 2,\n'))), {
+    name: 'FileFormatError',
+    message: /^[^\n]+$/,
+  });
 });
 
 t.test('every target', async (t) => {
