@@ -91,6 +91,15 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--seed <n>', 'names all random numbers of the run', integer(0), 0)
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
     .option('--checkpoint-every <n>', 'steps between checkpoints', integer(1), 1000)
+    .option('--keep <n>', 'newest checkpoints to keep', integer(1), 2)
+    .addOption(
+      new Option(
+        '--non-finite <policy>',
+        'a step whose loss or gradients are NaN or infinite: stop, leave it out, or also go back to the last checkpoint',
+      )
+        .choices(['stop', 'skip', 'rewind'])
+        .default('stop'),
+    )
     .option(
       '--vae <path>',
       "turns a latent model's samples into images, for --sample-every: a diffusers folder, or hf://OWNER/NAME",

@@ -1,12 +1,16 @@
 /** Safetensors files, read and written one tensor at a time: memory beyond the tensors is that of the largest one. */
 import type { FileHandle } from 'node:fs/promises';
+import { crc32 } from 'node:zlib';
 import { type DeviceName, synchronize } from '../device.js';
 import { type DType, isFloat, itemSize } from '../dtype.js';
+import { FileFormatError } from '../errors.js';
 import { noGrad } from '../scope.js';
 import type { Shape } from '../shape.js';
 import { Tensor } from '../tensor.js';
-import { readFully, withFile, writeAtomically } from './files.js';
+import { quote, readFully, withFile, writeAtomically } from './files.js';
 import {
+  checksumsKey,
+  encodeChecksums,
   encodeHeader,
   headerLength,
   parseHeader,
@@ -34,8 +38,8 @@ export interface LoadSafetensorsOptions {
 /**
  * Loads a safetensors file. Its header is checked against the size of the file before anything is allocated.
  *
- * Throws FileError when the file cannot be read; FileFormatError when it is truncated, corrupt, or a selected tensor
- * has a dtype without a tensor here (BOOL, I8, F8, …).
+ * Throws FileError when the file cannot be read; FileFormatError when it is truncated, corrupt (where it has checksums,
+ * in any bit of a selected tensor), or a selected tensor has a dtype without a tensor here (BOOL, I8, F8, …).
  */
 export async function loadSafetensors(
   path: string,
@@ -74,6 +78,12 @@ export async function forEachTensor(
       signal?.throwIfAborted();
       const raw = staging.subarray(0, entry.bytes);
       await readFully(handle, raw, dataStart + entry.begin, path, signal);
+      if (entry.crc32 !== undefined && crc32(raw) !== entry.crc32) {
+        throw new FileFormatError(
+          `${path}: tensor ${quote(entry.name)} does not match its checksum; the file is damaged.`,
+          { path },
+        );
+      }
       use(entry.name, makeTensor(raw, entry, options));
       loadedBytes += entry.bytes;
       waitingBytes += entry.bytes;
@@ -95,6 +105,8 @@ export async function readSafetensorsHeader(path: string): Promise<SafetensorsHe
 export interface SaveSafetensorsOptions {
   /** Converts floating-point tensors on the way; integers stay as they are. Default: as they are. */
   dtype?: DType;
+  /** Keep a CRC-32 of each tensor in the metadata, which loading compares. Default false. */
+  checksums?: boolean;
 }
 
 /**
@@ -114,17 +126,24 @@ export async function saveSafetensors(
     return { name, tensor, dtype, shape: tensor.shape };
   });
   items.sort((a, b) => itemSize(b.dtype) - itemSize(a.dtype) || (a.name < b.name ? -1 : 1));
-  const header = encodeHeader(items, metadata);
+  const sums = items.map(() => 0);
+  const withSums = (): Uint8Array =>
+    encodeHeader(items, options.checksums ? { ...metadata, [checksumsKey]: encodeChecksums(sums) } : metadata);
   await writeAtomically(path, async (handle) => {
-    await handle.writeFile(header);
-    for (const { tensor, dtype } of items) {
+    await handle.writeFile(withSums());
+    for (const [i, { tensor, dtype }] of items.entries()) {
       const converted = noGrad(() => tensor.to(dtype));
       try {
-        await handle.writeFile(await converted.bytes());
+        const bytes = await converted.bytes();
+        if (options.checksums) sums[i] = crc32(bytes);
+        await handle.writeFile(bytes);
       } finally {
         if (converted !== tensor) converted.dispose();
       }
     }
+    if (!options.checksums) return;
+    const header = withSums(); // as long as before
+    await handle.write(header, 0, header.byteLength, 0);
   });
 }
 

@@ -19,6 +19,7 @@ export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 export { readLog } from './log.js';
 export {
   type BatchSource,
+  type NonFinitePolicy,
   type RunOptions,
   type StepReport,
   Trainer,
