@@ -149,6 +149,12 @@ static void widenRun(const Bf16 *from, float *to, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
   if (i < n) storePartial(to + i, loadPartial(from + i, n - i), n - i);
 }
+/* A short one, as that of f32. */
+DIFFIT_INLINE void copyRun(float *to, const Bf16 *from, int64_t n) {
+  if (n < kLanes) return storePartial(to, loadPartial(from, n), n);
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  store(to + n - kLanes, load(from + n - kLanes));
+}
 
 /* The same in bf16: half the bytes from memory, widened on the way. As a left operand its lines are copied, kLinePad numbers apart so
    that they do not all fall on the same sets of the cache; a panel is transposed in pairs of steps of k, which are then
