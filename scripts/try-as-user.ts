@@ -4,7 +4,8 @@
  *
  *     npm run try-as-user -- --quick      the Node that runs this: --ignore-scripts, first steps, mistakes, CommonJS, worker, TypeScript, a bundler
  *     npm run try-as-user                 also the install script, copied examples, and the build from source with what it says when it cannot
- *     npm run try-as-user -- --all        all that on the oldest and newest of each supported line of Node (from npm)
+ *     npm run try-as-user -- --nodes      all that, and what --quick does on the oldest and newest of each supported line of Node (from npm)
+ *     npm run try-as-user -- --all        all of it on each of those
  */
 import { spawnSync } from 'node:child_process';
 import {
@@ -26,7 +27,7 @@ import { fileURLToPath } from 'node:url';
 const root = fileURLToPath(new URL('..', import.meta.url));
 const quick = process.argv.includes('--quick');
 const all = process.argv.includes('--all');
-const nodes = all ? ['20.19.0', '20', '22.12.0', '22', '24'] : [];
+const nodes = all || process.argv.includes('--nodes') ? ['20.19.0', '20', '22.12.0', '22', '24'] : [];
 const typescript = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).devDependencies.typescript;
 
 const work = mkdtempSync(join(tmpdir(), 'try diffit é雪 '));
@@ -228,8 +229,8 @@ function tryExamples(named: (title: string) => string, path: string, tarball: st
   step(named('the way to PyTorch'), ['npx', 'tsx', 'export-to-pytorch.ts'], { ...at, says: /^175 tensors/m });
 }
 
-/** Everything for one Node. */
-function tryNode(node: string, tarball: string, bare: string): void {
+/** Everything for one Node, or the quick part of it. */
+function tryNode(node: string, tarball: string, bare: string, quick: boolean): void {
   const version = spawnSync(node, ['--version'], { encoding: 'utf8' }).stdout.trim();
   console.log(`\n==> Node ${version}`);
   const path = bareBin(node);
@@ -341,7 +342,7 @@ if (!quick) {
     says: /diffit: there is no prebuilt addon/,
   });
 }
-if (nodes.length === 0) tryNode(process.execPath, tarball, bare);
+if (!all) tryNode(process.execPath, tarball, bare, quick);
 for (const version of nodes) {
   const folder = project(`node ${version}`);
   const name = `node-${process.platform}-${process.arch}`;
@@ -349,7 +350,7 @@ for (const version of nodes) {
     ...own,
     cwd: folder,
   });
-  tryNode(join(folder, 'node_modules', name, 'bin/node'), tarball, bare);
+  tryNode(join(folder, 'node_modules', name, 'bin/node'), tarball, bare, !all);
 }
 console.log(`\n${passed} passed, ${failures.length} failed`);
 for (const title of failures) console.log(`  ${title}`);
