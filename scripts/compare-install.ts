@@ -5,8 +5,9 @@
  *     npm run compare:install                      all of them, one after the other; fetches 1.2 GB
  *     npm run compare:install -- diffit tfjs       those whose name contains one of these words
  *
- * The columns: wall time; packages and disk space of node_modules; npm's cache afterwards, which is what it took from the registry (and the tarball); what the install
- * scripts added to node_modules besides, which is what they downloaded or compiled. What fails is said in the words of what failed.
+ * The columns: wall time; packages and disk space of node_modules; npm's cache afterwards, which is what it took from the registry (and the
+ * tarball); what the install scripts added to node_modules, which is what they downloaded or compiled. What fails is said in the words of what
+ * failed.
  */
 import { spawnSync } from 'node:child_process';
 import {
@@ -122,7 +123,7 @@ console.log(
   `${today}, Node ${process.versions.node}, npm ${npm}, ${availableParallelism()} threads of ${cpus()[0].model}:\n`,
 );
 console.log(
-  '| package | `npm install` | with `--ignore-scripts` | packages | node_modules | npm's cache afterwards | added by install scripts |\n' +
+  '| package | `npm install` | with `--ignore-scripts` | packages | node_modules | npm cache afterwards | added by install scripts |\n' +
     '|---|---|---|---|---|---|---|',
 );
 for (const name of chosen) {
