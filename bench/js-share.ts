@@ -8,7 +8,8 @@ import { readFileSync } from 'node:fs';
 import { diffusion, models, noGrad, randn, scope, synchronize, tensor } from '../lib/index.js';
 
 /** Milliseconds on a processor of the main thread so far (Linux). */
-const mainThread = (): number => Number(readFileSync(`/proc/self/task/${process.pid}/schedstat`, 'utf8').split(' ')[0]) / 1e6;
+const mainThread = (): number =>
+  Number(readFileSync(`/proc/self/task/${process.pid}/schedstat`, 'utf8').split(' ')[0]) / 1e6;
 
 async function measure(name: string, sample: () => Promise<number>): Promise<void> {
   await sample();
@@ -19,7 +20,9 @@ async function measure(name: string, sample: () => Promise<number>): Promise<voi
     rows.push({ wall: (performance.now() - wall) / evaluations, js: (mainThread() - js) / evaluations });
   }
   const [{ wall, js }] = rows.sort((a, b) => a.wall - b.wall).slice(2);
-  console.log(`${name}: ${wall.toFixed(2)} ms an evaluation, of it ${js.toFixed(2)} ms JavaScript (${((100 * js) / wall).toFixed(1)}%)`);
+  console.log(
+    `${name}: ${wall.toFixed(2)} ms an evaluation, of it ${js.toFixed(2)} ms JavaScript (${((100 * js) / wall).toFixed(1)}%)`,
+  );
 }
 
 async function edm(name: string): Promise<void> {
@@ -29,7 +32,11 @@ async function edm(name: string): Promise<void> {
   const steps = name === 'mnist' ? 18 : 6;
   await measure(`${name}, one image, ${steps} steps of EDM`, () =>
     scope(async () => {
-      for await (const _ of diffusion.sampleEdm(model, randn([1, inChannels, side, side]), { steps, labels, guidance: 1 } as object));
+      for await (const _ of diffusion.sampleEdm(model, randn([1, inChannels, side, side]), {
+        steps,
+        labels,
+        guidance: 1,
+      } as object));
       await synchronize();
       return 2 * steps - 1;
     }),

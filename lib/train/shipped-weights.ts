@@ -1,11 +1,9 @@
 /** Where the package keeps the weights that come with it. */
 import { existsSync } from 'node:fs';
-import { dirname, join, relative } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join, relative } from 'node:path';
 import { FileError } from '../errors.js';
 import { preset as presetNamed } from '../models/index.js';
-
-const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+import { packageRoot } from '../package.js';
 
 /**
  * Path of the model file that the package ships for a preset, for {@link loadModel}: there is one for 'mnist'. Throws OptionError for an
