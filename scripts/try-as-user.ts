@@ -33,6 +33,7 @@ const typescript = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).
 const work = mkdtempSync(join(tmpdir(), 'try diffit é雪 '));
 process.on('exit', () => rmSync(work, { recursive: true, force: true }));
 const failures: string[] = [];
+const tried = new Set<string>();
 let passed = 0;
 
 interface Step {
@@ -232,6 +233,8 @@ function tryExamples(named: (title: string) => string, path: string, tarball: st
 /** Everything for one Node, or the quick part of it. */
 function tryNode(node: string, tarball: string, bare: string, quick: boolean): void {
   const version = spawnSync(node, ['--version'], { encoding: 'utf8' }).stdout.trim();
+  if (tried.has(version)) return; // the newest of its line may be the one that runs this
+  tried.add(version);
   console.log(`\n==> Node ${version}`);
   const path = bareBin(node);
   const named = (title: string) => `${version}: ${title}`;

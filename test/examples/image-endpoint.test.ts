@@ -175,7 +175,7 @@ t.test('a client that goes away stops its drawing', async (t) => {
 t.test('a flood: some wait, the rest are told so, and who leaves makes room', async (t) => {
   const { url, busy } = await serve(t, { running: 1, waiting: 2 });
   const client = new AbortController();
-  const first = await fetch(`${url}/images?steps=60`);
+  const first = await fetch(`${url}/images?steps=100`);
   const second = await fetch(`${url}/images?steps=2`, { signal: client.signal });
   const third = await fetch(`${url}/images?steps=2&label=1`);
   t.same(await busy(), { running: 1, waiting: 2 });
