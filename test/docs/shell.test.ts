@@ -98,7 +98,7 @@ t.test('the test can fail', async (t) => {
     ['npx diffit report runs/none', /no such file/],
     ['npm run quikstart', /no script "quikstart"/],
     ['npm run bench -- --pears', /knows no --pears/],
-    ['npm run build:ts -- --fast', /takes no arguments/],
+    ['npm run check -- --fast', /takes no arguments/],
     ['npm install difft', /npm install difft/],
     ['npx tsx examples/none.ts', /there is no examples/],
     ['node scripts/bundle-gpu.mjs --nothing', /knows no --nothing/],
