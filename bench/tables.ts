@@ -1,6 +1,7 @@
 /**
  * Writes the tables of docs/benchmarks.md from the JSON of bench/cpu: what stands between `<!-- table: NAME -->` and `<!-- end -->` is
- * made from bench/results/NAME.json, and test/bench/tables.test.ts fails when the two differ.
+ * made from bench/results/NAME.json, and test/bench/cpu-report.test.ts fails when the two differ. NAME-repeat is a second run of NAME,
+ * shown beside the first.
  *
  *     npx tsx bench/tables.ts
  */
@@ -119,15 +120,13 @@ function described({ target: { kind, bound, peers = [] } }: Judgement): string {
   return kind === 'memory' ? `memory <= ${bound}x ${peers.join(', ')}` : `>= ${bound}x ${peers.join(', ')}`;
 }
 
-function verdict({ target, value, met }: Judgement): string {
-  if (value === undefined) return 'not measured';
-  const shown =
-    target.kind === 'peak'
-      ? percent(value)
-      : target.kind === 'milliseconds'
-        ? `${value.toFixed(0)} ms`
-        : value.toFixed(2);
-  return `${met ? 'yes' : 'no'}, ${shown}`;
+function verdict(judgement: Judgement): string {
+  return judgement.value === undefined ? 'not measured' : `${judgement.met ? 'yes' : 'no'}, ${shown(judgement)}`;
+}
+
+function shown({ target: { kind }, value = Number.NaN }: Judgement): string {
+  if (kind === 'peak') return percent(value);
+  return kind === 'milliseconds' ? `${value.toFixed(0)} ms` : value.toFixed(2);
 }
 
 const memoryLine = ({ id, outcomes }: Row): string => {
@@ -137,22 +136,57 @@ const memoryLine = ({ id, outcomes }: Row): string => {
   return `- ${id.slice(id.indexOf('/') + 1)}: ${each.join(', ')}`;
 };
 
+/** A second run beside the first: our time, and the ratio of every target's peer, of each work that both did. */
+export function repeatTable(first: CpuReport, second: CpuReport): string {
+  const rows = second.rows.flatMap((row) => {
+    const before = first.rows.find(({ id }) => id === row.id);
+    return before ? [repeatRow(before, row, first.ceilings, second.ceilings)] : [];
+  });
+  const { date, git, ceilings } = second;
+  return [
+    `The same again, ${date.slice(0, 10)}${git ? `, commit ${git}` : ''}, with ceilings of ${(ceilings.fma / 1e9).toFixed(0)} GFLOP/s and ${(ceilings.copy / 1e9).toFixed(1)} GB/s: first run, second run.`,
+    '',
+    '| | diffit, ms | second over first | against the targets |',
+    '|---|---|---|---|',
+    ...rows.map((cells) => `| ${cells.join(' | ')} |`),
+  ].join('\n');
+}
+
+function repeatRow(a: Row, b: Row, ofA: CpuReport['ceilings'], ofB: CpuReport['ceilings']): string[] {
+  const times = [a, b].map(({ outcomes }) => outcomes[ours]?.rounds ?? []);
+  if (times.some(({ length }) => length === 0)) return [b.id, 'failed', '', ''];
+  const [before, after] = times.map(median);
+  const judged = judge(b, ofB);
+  const against = judge(a, ofA).flatMap((judgement, i) =>
+    judgement.value === undefined || judged[i]?.value === undefined
+      ? []
+      : [`${described(judgement)}: ${shown(judgement)}, ${shown(judged[i])}`],
+  );
+  return [b.id, `${number(before)}, ${number(after)}`, (after / before).toFixed(2), against.join('; ')];
+}
+
 /** The text with the regions of these reports replaced; throws where one has no end. Regions of other names stay. */
 export function withTables(text: string, reports: Readonly<Record<string, CpuReport>>): string {
   return text.replace(region, (whole, name: string, rest: string) => {
     if (!rest.endsWith(end)) throw new Error(`the table ${name} has no ${end}`);
-    return reports[name] ? `<!-- table: ${name} -->\n\n${cpuTables(reports[name])}\n\n${end}` : whole;
+    if (!reports[name]) return whole;
+    const first = reports[firstOf(name)];
+    const text = first && first !== reports[name] ? repeatTable(first, reports[name]) : cpuTables(reports[name]);
+    return `<!-- table: ${name} -->\n\n${text}\n\n${end}`;
   });
 }
 
+const firstOf = (name: string): string => name.replace(/-repeat$/, '');
 const end = '<!-- end -->';
 const region = /<!-- table: ([\w.-]+) -->([\s\S]*?(?:<!-- end -->|$(?![\s\S])|(?=<!-- table: )))/g;
 
 /** Names of the regions of a text. */
 export const tablesIn = (text: string): string[] => [...text.matchAll(region)].map(([, name]) => name);
 
-export function rewriteTables(path: string, reports: Readonly<Record<string, CpuReport>>): void {
-  writeFileSync(path, withTables(readFileSync(path, 'utf8'), reports));
+/** Renews the tables of a file from the JSON of a folder. */
+export function rewriteTables(path: string, folder: string): void {
+  const text = readFileSync(path, 'utf8');
+  writeFileSync(path, withTables(text, reportsFor(text, folder)));
 }
 
 /** The reports that a text has regions for. */
@@ -163,6 +197,6 @@ export function reportsFor(text: string, folder: string): Record<string, CpuRepo
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const docs = fileURLToPath(new URL('../docs/benchmarks.md', import.meta.url));
-  rewriteTables(docs, reportsFor(readFileSync(docs, 'utf8'), fileURLToPath(new URL('results', import.meta.url))));
+  const at = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
+  rewriteTables(at('../docs/benchmarks.md'), at('results'));
 }

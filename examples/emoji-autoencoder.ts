@@ -11,8 +11,8 @@ import { mkdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { data, io, manualSeed, models, noGrad, optim, scope, tensor, train } from 'diffit';
 import sharp from 'sharp';
-import { data, io, manualSeed, models, noGrad, optim, scope, tensor, train } from '../lib/index.js';
 
 const { values } = parseArgs({
   options: { out: { type: 'string', default: 'out/emoji' }, minutes: { type: 'string', default: '8' } },

@@ -106,10 +106,23 @@ export class DataError extends DiffitError {
   }
 }
 
-/** A failed run: NaN loss, checkpoint of another run, and the like. Code `DIFFIT_TRAIN`. */
+/** A failed run: a checkpoint of another run, no data, and the like. Code `DIFFIT_TRAIN`. */
 export class TrainError extends DiffitError {
   constructor(message: string, options?: ErrorOptions) {
     super('DIFFIT_TRAIN', message, options);
+  }
+}
+
+/** A training step whose loss or gradients are NaN or infinite, and which the run was not to leave out. Code `DIFFIT_TRAIN`. */
+export class NonFiniteError extends TrainError {
+  /** The step, from 1. */
+  readonly step: number;
+  /** What was not finite: "loss", or the names of the parameters whose gradients were not. */
+  readonly tensors: readonly string[];
+  constructor(message: string, { step, tensors }: { step: number; tensors: readonly string[] }) {
+    super(message);
+    this.step = step;
+    this.tensors = tensors;
   }
 }
 

@@ -7,7 +7,7 @@
  */
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { packageRoot } from './package.js';
 
 /** Id of a device opened by {@link NativeAddon.openDevice}. */
 export type DeviceId = number;
@@ -302,18 +302,17 @@ export interface NativeAddon {
 const expectedAbiVersion = 4;
 
 const require = createRequire(import.meta.url);
-const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 
 function load(): NativeAddon {
   let addon: NativeAddon;
   try {
-    addon = (require('node-gyp-build') as (directory: string) => NativeAddon)(root);
+    addon = (require('node-gyp-build') as (directory: string) => NativeAddon)(packageRoot);
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause);
     throw Object.assign(
       new Error(
         `The native addon of diffit could not be loaded: looked for build/Release/diffit.node and ` +
-          `prebuilds/${process.platform}-${process.arch}/*.node in ${root} (${reason}). ` +
+          `prebuilds/${process.platform}-${process.arch}/*.node in ${packageRoot} (${reason}). ` +
           'Run "npm rebuild diffit" (in a clone: "npm rebuild"); it needs a C++17 compiler, make and Python 3.',
         { cause },
       ),
@@ -334,7 +333,7 @@ function load(): NativeAddon {
 
 /** Where the library of a backend other than the CPU's lies, beside the addon; there need not be one. */
 export function backendLibrary(name: 'cuda' | 'cuda_emulated'): string {
-  return join(dirname(require('node-gyp-build').resolve(root)), `libdiffit_${name}.so`);
+  return join(dirname(require('node-gyp-build').resolve(packageRoot)), `libdiffit_${name}.so`);
 }
 
 /** The addon, loaded when this module is. */

@@ -12,7 +12,7 @@ const exceptions: [packages: RegExp, license: RegExp][] = [[/^@img\/sharp-/, /\b
 
 interface Locked {
   dev?: boolean;
-  devOptional?: boolean;
+  link?: boolean;
   license?: string;
 }
 
@@ -29,8 +29,8 @@ const { packages } = JSON.parse(readFileSync(new URL('../package-lock.json', imp
 };
 const byLicense = new Map<string, string[]>();
 const wrong: string[] = [];
-for (const [place, { dev, license = 'none' }] of Object.entries(packages)) {
-  if (place === '' || dev) continue;
+for (const [place, { dev, link, license = 'none' }] of Object.entries(packages)) {
+  if (dev || !place.startsWith('node_modules/') || link) continue; // the package itself, and the examples, which are not packed
   const name = place.replace(/^.*node_modules\//, '');
   byLicense.set(license, [...(byLicense.get(license) ?? []), name]);
   const excepted = exceptions.some(([names, licenses]) => names.test(name) && licenses.test(license));

@@ -18,7 +18,7 @@ interface Room {
 }
 
 const libRooms: Room[] = [
-  { name: 'native', holds: ['lib/native.ts'] },
+  { name: 'native', holds: ['lib/native.ts', 'lib/package.ts'] },
   {
     name: 'tensor',
     holds: ['errors', 'options', 'option-problems', 'dtype', 'shape', 'scope', 'device', 'graph', 'tape', 'tensor', 'random']

@@ -11,7 +11,8 @@
  *       --variant NAME    of our kernels: avx512, avx2, baseline (default: the best there is)
  *       --threads N       of everything (default: the cores)
  *       --without-peers   ours alone
- *       --out FILE        where the JSON goes (default bench/results/cpu-VENDOR-VARIANT.json; nowhere when only a part is timed)
+ *       --out FILE        where the JSON goes (default bench/results/cpu-VENDOR-VARIANT.json; nowhere when only a part is timed). With
+ *                         -repeat at the end of the name the tables show it beside the run without
  *
  * Every implementation lives in a process of its own that holds its models and works when it is asked to (station.ts). For each work all
  * are prepared on the same weights and inputs, their outputs are compared, and then they take turns: A B C, A B C, ... with a pause
@@ -20,7 +21,7 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
-import { basename, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { rewriteTables } from '../tables.js';
 import { Bench } from './bench.js';
@@ -100,12 +101,13 @@ export async function main(args: string[]): Promise<number> {
       rows,
     };
     const vendor = { GenuineIntel: 'intel', AuthenticAMD: 'amd' }[crew.vendor] ?? process.arch;
-    const standard = join(root, 'bench', 'results', `cpu-${vendor}-${about.variant}.json`);
+    const results = join(root, 'bench', 'results');
+    const standard = join(results, `cpu-${vendor}-${about.variant}.json`);
     const out = values.out ?? (quick || only || wanted || values['without-peers'] ? undefined : standard);
     if (out) {
       writeFileSync(out, `${JSON.stringify(report, null, 1)}\n`);
       const docs = join(root, 'docs', 'benchmarks.md');
-      if (out === standard && existsSync(docs)) rewriteTables(docs, { [basename(out, '.json')]: report });
+      if (dirname(resolve(out)) === results && existsSync(docs)) rewriteTables(docs, results);
       say(`wrote ${out}`);
     }
     const failures = rows.flatMap(({ id, outcomes }) =>

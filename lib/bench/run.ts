@@ -2,8 +2,7 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import '../autograd.js';
 import {
   type DeviceName,
@@ -17,6 +16,7 @@ import {
 import { OptionError, OutOfMemoryError } from '../errors.js';
 import { saveSafetensors } from '../io/index.js';
 import { native } from '../native.js';
+import { packageRoot } from '../package.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { deviceTimer, type Effort, efforts, measure } from './measure.js';
@@ -173,8 +173,6 @@ export async function measureCeilings(context: Context, quick = false): Promise<
 export function peakFlops(device: DeviceName, of: 'fma' | 'bf16Dot', threads: 'all' | 'one' = 'all'): Promise<number> {
   return native.peakFlops(deviceId(device), of === 'bf16Dot' ? 1 : 0, threads === 'one' ? 1 : 0);
 }
-
-const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 /** What the numbers belong to. */
 function environment(device: DeviceName): Pick<Report, 'date' | 'git' | 'versions' | 'device'> {

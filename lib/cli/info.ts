@@ -1,11 +1,13 @@
 /** `diffit info`: what this installation is and which devices it can use. */
 import { readFileSync } from 'node:fs';
 import { totalmem } from 'node:os';
+import { join } from 'node:path';
+import { packageRoot } from '../package.js';
 import type { Terminal } from './terminal.js';
 
 /** Version of the package. */
 export function packageVersion(): string {
-  return JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version;
+  return JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')).version;
 }
 
 export async function info(terminal: Terminal): Promise<number> {

@@ -69,10 +69,15 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     (await import('./info.js')).info(terminal),
   );
 
-  command<import('./train.js').TrainOptions>('train', 'Train an image-space DiffiT.', async (options, terminal) =>
-    (await import('./train.js')).train(options, terminal),
+  command<import('./train.js').TrainOptions>(
+    'train',
+    'Train a DiffiT, in pixels or in latents.',
+    async (options, terminal) => (await import('./train.js')).train(options, terminal),
   )
-    .option('--preset <name>', 'model and settings by name: mnist, cifar10, ffhq64')
+    .option(
+      '--preset <name>',
+      'model and settings by name: mnist, cifar10, ffhq64, imagenet256, imagenet512, latent-base, latent-small',
+    )
     .option('--recipe <file>', 'model and settings from a JSON file')
     .option('--data <path>', 'images: a folder, a zip, IDX or CIFAR-10 files, or "mnist"')
     .option('--steps <n>', 'optimizer steps in all', integer(1))
@@ -86,6 +91,15 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--seed <n>', 'names all random numbers of the run', integer(0), 0)
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
     .option('--checkpoint-every <n>', 'steps between checkpoints', integer(1), 1000)
+    .option('--keep <n>', 'newest checkpoints to keep', integer(1), 2)
+    .addOption(
+      new Option(
+        '--non-finite <policy>',
+        'a step whose loss or gradients are NaN or infinite: stop, leave it out, or also go back to the last checkpoint',
+      )
+        .choices(['stop', 'skip', 'rewind'])
+        .default('stop'),
+    )
     .option(
       '--vae <path>',
       "turns a latent model's samples into images, for --sample-every: a diffusers folder, or hf://OWNER/NAME",

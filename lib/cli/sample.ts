@@ -1,14 +1,12 @@
 /** `diffit sample`: images from a trained network, as a PNG grid, single PNGs, and an .npz batch. */
-import { existsSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
-import { dirname, join, relative } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import '../autograd.js';
 import { classLabel, imagenetClasses, imagenetLabel } from '../data/index.js';
 import { setDefaultDevice } from '../device.js';
-import { FileError, OptionError } from '../errors.js';
+import { OptionError } from '../errors.js';
 import { imageGrid, saveImage, writeImageNpz } from '../io/index.js';
-import { type AutoencoderKL, type DiffusionModel, LatentTransformer, preset as presetNamed } from '../models/index.js';
+import { type AutoencoderKL, type DiffusionModel, LatentTransformer } from '../models/index.js';
 import { autocast } from '../scope.js';
 import {
   checkLabels,
@@ -18,6 +16,7 @@ import {
   loadModel,
   parseSampler,
   type SamplerSettings,
+  shippedWeights,
 } from '../train/index.js';
 import { localFile, openVae } from './download.js';
 import { interruptible } from './interrupt.js';
@@ -57,8 +56,6 @@ const largeFile = 2 ** 27;
 const mebibyte = 2 ** 20;
 /** Most images in one grid. */
 const maxGrid = 10_000;
-
-const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 export async function sample(options: SampleOptions, terminal: Terminal): Promise<number> {
   const { outDir, npz } = options;
@@ -197,14 +194,7 @@ function weightsFile({ preset, checkpoint }: SampleOptions): string {
     throw new OptionError('Give --preset or --checkpoint, not both.');
   if (checkpoint !== undefined) return checkpoint;
   if (preset === undefined) throw new OptionError('Give --preset NAME for shipped weights, or --checkpoint FILE.');
-  const { name } = presetNamed(preset);
-  const path = join(packageRoot, 'weights', `${name}.safetensors`);
-  if (existsSync(path)) return path;
-  const shown = relative(packageRoot, path);
-  throw new FileError(
-    `The package ships no weights for preset "${name}" (${shown}); train it with diffit train, then give --checkpoint FILE.`,
-    { path },
-  );
+  return shippedWeights(preset);
 }
 
 /**

@@ -2,7 +2,14 @@
 import '../autograd.js';
 import { setDefaultDevice } from '../device.js';
 import { OptionError } from '../errors.js';
-import { planTraining, type Recipe, readRecipe, type StepReport, TrainingRun } from '../train/index.js';
+import {
+  type NonFinitePolicy,
+  planTraining,
+  type Recipe,
+  readRecipe,
+  type StepReport,
+  TrainingRun,
+} from '../train/index.js';
 import { openVae } from './download.js';
 import { interruptible } from './interrupt.js';
 import { ensureWritableFolder } from './output.js';
@@ -22,6 +29,8 @@ export interface TrainOptions {
   seed: number;
   device: string;
   checkpointEvery: number;
+  keep: number;
+  nonFinite: NonFinitePolicy;
   sampleEvery?: number;
   out: string;
   resume?: boolean;
@@ -44,7 +53,11 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
   setDefaultDevice(options.device);
   await ensureWritableFolder(out);
   const vae = await openVae(options.vae, terminal);
-  const run = await TrainingRun.open({ plan, out, seed, resume, checkpointEvery, sampleEvery, vae, report });
+  const { keep: keepCheckpoints, nonFinite } = options;
+  let note = (text: string): void => terminal.note(text);
+  const onNote = (text: string): void => note(text);
+  const kept = { checkpointEvery, keepCheckpoints, sampleEvery, nonFinite };
+  const run = await TrainingRun.open({ plan, out, seed, resume, ...kept, vae, report, onNote });
   try {
     const { trainer, dataset } = run;
     const { batch, precision } = plan.training;
@@ -57,6 +70,7 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
       'Finishing the step and writing a checkpoint (again to stop at once).',
       async (signal) => {
         const progress = await terminal.progress('Training', steps, trainer.step);
+        note = (text) => progress.note(text);
         const onStep = (report: StepReport): void => {
           progress.update(report.step, details(report));
           terminal.data(report);

@@ -5,7 +5,7 @@
 import { createGunzip } from 'node:zlib';
 import { FileFormatError } from '../errors.js';
 import { ByteReader } from '../io/byte-reader.js';
-import { withFile } from '../io/files.js';
+import { messageOf, withFile } from '../io/files.js';
 
 /** Deflate cannot expand more than this. */
 const maxGzipRatio = 1032;
@@ -57,7 +57,7 @@ async function* gunzip(file: NodeJS.ReadableStream, path: string): AsyncGenerato
   try {
     yield* file.pipe(unzip);
   } catch (cause) {
-    throw new FileFormatError(`${path} is not intact gzip: ${(cause as Error).message}.`, { path, cause });
+    throw new FileFormatError(`${path} is not intact gzip: ${messageOf(cause)}.`, { path, cause });
   }
 }
 

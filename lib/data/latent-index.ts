@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { DType } from '../dtype.js';
 import { DataError, FileError, FileFormatError } from '../errors.js';
-import { quote, toFileError, writeAtomically } from '../io/files.js';
+import { messageOf, quote, toFileError, writeAtomically } from '../io/files.js';
 import { readSafetensorsHeader } from '../io/safetensors.js';
 import { type SafetensorsEntry, tensorDType } from '../io/safetensors-format.js';
 import { type Fields, schema } from '../options.js';
@@ -94,7 +94,7 @@ export async function readLatentIndex(dir: string): Promise<LatentIndex | undefi
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new FileFormatError(`${path} is not JSON: ${(cause as Error).message}.`, { path, cause });
+    throw new FileFormatError(`${path} is not JSON: ${messageOf(cause)}.`, { path, cause });
   }
   const result = indexSchema().safeParse(value);
   if (result.success) return { settings: result.data.settings, shards: result.data.shards };

@@ -1,6 +1,6 @@
 /** What the file formats share: opening, exact reads, whole-or-nothing writes, and errors that say what went wrong. */
 import { randomBytes } from 'node:crypto';
-import { type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { FileError, FileFormatError } from '../errors.js';
 
@@ -33,6 +33,12 @@ export function toFileError(error: unknown, path: string, action: 'read' | 'writ
 /** Text from a file for use in a message: quoted, escaped, and cut at 80 characters. */
 export function quote(text: string): string {
   return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+}
+
+/** The message of another library's error as a part of a sentence: on one line, whatever text of a file it repeats. */
+export function messageOf(error: unknown): string {
+  const { message } = error instanceof Error ? error : new Error(String(error));
+  return message.replace(/\p{Cc}/gu, (character) => JSON.stringify(character).slice(1, -1));
 }
 
 /**
@@ -109,6 +115,13 @@ export async function writeAtomically(path: string, write: (handle: FileHandle) 
     await rm(temporary, { force: true }).catch(() => undefined); // the first error is the one to tell
     throw toFileError(error, path, 'written');
   }
+}
+
+/** Deletes what writeAtomically() left in a folder when its process was killed. */
+export async function removeTemporaries(folder: string): Promise<void> {
+  const names = await readdir(folder).catch(() => []);
+  const left = names.filter((name) => /^\.diffit-[0-9a-f]{12}\.tmp$/.test(name));
+  for (const name of left) await rm(join(folder, name), { force: true });
 }
 
 /** Makes a rename durable. Windows has no such call on folders. */

@@ -20,6 +20,8 @@ export interface SafetensorsEntry {
   begin: number;
   /** Offset behind its last byte. */
   end: number;
+  /** CRC-32 of the bytes, where the writer left it in the metadata. */
+  crc32?: number;
 }
 
 /** What a safetensors file holds, without its data. */
@@ -34,6 +36,8 @@ export interface SafetensorsHeader {
 
 /** The limit of the reference implementation, in bytes. */
 const maxHeaderBytes = 100_000_000;
+/** The metadata with the checksum of each tensor, in the order of their bytes: eight hexadecimal digits each, with spaces between. */
+export const checksumsKey = 'diffit.crc32';
 /** NumPy's limit; a longer shape is nonsense. */
 const maxRank = 64;
 
@@ -114,7 +118,22 @@ export function parseHeader(json: Uint8Array, dataBytes: number, path: string): 
       `the tensors take ${position} bytes, but ${dataBytes} follow the header; the file is truncated or has extra bytes.`,
     );
   }
-  return { entries, metadata, dataStart: 8 + json.byteLength };
+  const { [checksumsKey]: checksums, ...others } = metadata;
+  if (checksums !== undefined) takeChecksums(checksums, entries, fail);
+  return { entries, metadata: others, dataStart: 8 + json.byteLength };
+}
+
+function takeChecksums(text: string, entries: SafetensorsEntry[], fail: Fail): void {
+  const sums = text.split(' ');
+  if (sums.length !== entries.length || !sums.every((sum) => /^[0-9a-f]{8}$/.test(sum))) {
+    fail(`its metadata ${checksumsKey} must hold ${entries.length} checksums of eight hexadecimal digits.`);
+  }
+  for (const [i, entry] of entries.entries()) entry.crc32 = Number.parseInt(sums[i], 16);
+}
+
+/** The checksums as metadata. */
+export function encodeChecksums(sums: readonly number[]): string {
+  return sums.map((sum) => sum.toString(16).padStart(8, '0')).join(' ');
 }
 
 type Fail = (message: string, cause?: unknown) => never;

@@ -1,13 +1,17 @@
 /** Safetensors files, read and written one tensor at a time: memory beyond the tensors is that of the largest one. */
 import type { FileHandle } from 'node:fs/promises';
+import { crc32 } from 'node:zlib';
 import { type DeviceName, synchronize } from '../device.js';
 import { type DType, isFloat, itemSize } from '../dtype.js';
+import { FileFormatError } from '../errors.js';
 import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, withDispose } from '../scope.js';
 import type { Shape } from '../shape.js';
 import { Tensor } from '../tensor.js';
-import { readFully, withFile, writeAtomically } from './files.js';
+import { quote, readFully, withFile, writeAtomically } from './files.js';
 import {
+  checksumsKey,
+  encodeChecksums,
   encodeHeader,
   headerLength,
   parseHeader,
@@ -57,7 +61,8 @@ export interface LoadedTensors extends Disposable {
  * Loads a safetensors file. Its header is checked against the size of the file before anything is allocated.
  *
  * @throws {FileError} The file cannot be read.
- * @throws {FileFormatError} It is truncated or corrupt, or a selected tensor has a dtype without a tensor here (BOOL, I8, F8, …).
+ * @throws {FileFormatError} It is truncated or corrupt (where it has checksums, in any bit of a selected tensor), or a selected
+ * tensor has a dtype without a tensor here (BOOL, I8, F8, …).
  * @throws {OptionError} An option that is unknown or of the wrong type.
  * @throws {OutOfMemoryError} The device has no memory for the tensors; what was loaded is disposed.
  */
@@ -101,6 +106,12 @@ export async function forEachTensor(
       signal?.throwIfAborted();
       const raw = staging.subarray(0, entry.bytes);
       await readFully(handle, raw, dataStart + entry.begin, path, signal);
+      if (entry.crc32 !== undefined && crc32(raw) !== entry.crc32) {
+        throw new FileFormatError(
+          `${path}: tensor ${quote(entry.name)} does not match its checksum; the file is damaged.`,
+          { path },
+        );
+      }
       use(entry.name, makeTensor(raw, entry, settings));
       loadedBytes += entry.bytes;
       waitingBytes += entry.bytes;
@@ -123,10 +134,12 @@ export async function readSafetensorsHeader(path: string): Promise<SafetensorsHe
 export interface SaveSafetensorsOptions {
   /** Converts floating-point tensors on the way; integers stay as they are. Default: as they are. */
   dtype?: DType;
+  /** Keep a CRC-32 of each tensor in the metadata, which loading compares. Default false. */
+  checksums?: boolean;
 }
 
 const saveSchema = schema((z) =>
-  z.strictObject({ dtype: z.enum(dtypes).optional() } satisfies Fields<SaveSafetensorsOptions>),
+  z.strictObject({ dtype: z.enum(dtypes).optional(), checksums: z.boolean().optional() } satisfies Fields<SaveSafetensorsOptions>),
 );
 
 /**
@@ -149,17 +162,24 @@ export async function saveSafetensors(
     return { name, tensor, dtype, shape: tensor.shape };
   });
   items.sort((a, b) => itemSize(b.dtype) - itemSize(a.dtype) || (a.name < b.name ? -1 : 1));
-  const header = encodeHeader(items, metadata);
+  const sums = items.map(() => 0);
+  const withSums = (): Uint8Array =>
+    encodeHeader(items, options.checksums ? { ...metadata, [checksumsKey]: encodeChecksums(sums) } : metadata);
   await writeAtomically(path, async (handle) => {
-    await handle.writeFile(header);
-    for (const { tensor, dtype } of items) {
+    await handle.writeFile(withSums());
+    for (const [i, { tensor, dtype }] of items.entries()) {
       const converted = noGrad(() => tensor.to(dtype));
       try {
-        await handle.writeFile(await converted.bytes());
+        const bytes = await converted.bytes();
+        if (options.checksums) sums[i] = crc32(bytes);
+        await handle.writeFile(bytes);
       } finally {
         if (converted !== tensor) converted.dispose();
       }
     }
+    if (!options.checksums) return;
+    const header = withSums(); // as long as before
+    await handle.write(header, 0, header.byteLength, 0);
   });
 }
 

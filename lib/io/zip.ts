@@ -9,7 +9,7 @@ import { crc32 } from 'node:zlib';
 import type { Entry, ZipFile } from 'yauzl';
 import { DiffitError, FileFormatError } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
-import { quote, toFileError, writeAtomically } from './files.js';
+import { messageOf, quote, toFileError, writeAtomically } from './files.js';
 
 /** Deflate cannot expand more than this (RFC 1951: 258 bytes from two bits). */
 const maxDeflateRatio = 1032;
@@ -117,7 +117,7 @@ async function* verified(stream: Readable, entry: Entry, label: string, path: st
 function toZipError(error: unknown, path: string, label: string): unknown {
   const known = toFileError(error, path, 'read');
   if (known instanceof DiffitError || !(known instanceof Error)) return known;
-  return new FileFormatError(`${label} is not a sound zip archive: ${known.message}.`, { path, cause: known });
+  return new FileFormatError(`${label} is not a sound zip archive: ${messageOf(known)}.`, { path, cause: known });
 }
 
 /** An entry to be written: `chunks` must add up to `size` bytes. */

@@ -17,7 +17,7 @@ export interface TrainingSettings {
   lr: number;
   /** Images over which the learning rate rises from 0. */
   lrRampImages: number;
-  /** [from, to]: images between which the rate falls to 1% along a half cosine; undefined: it stays. */
+  /** `[from, to]`: images between which the rate falls to 1% along a half cosine; undefined: it stays. */
   lrDecayImages?: [number, number];
   /** EMA half-life in images (EDM); or emaDecay. */
   emaHalfLifeImages?: number;

@@ -46,7 +46,7 @@ export interface AdamState {
 
 /** Options of {@link Adam.step}. */
 export interface StepOptions {
-  /** One element, on the device: multiplies all gradients. What clipGradNorm() returns. */
+  /** One element, on the device: multiplies all gradients; where it is NaN the step changes nothing. What clipGradNorm() returns. */
   scale?: Tensor;
   /** Moving averages to update with the new weights, as `averages.update(decay)` after the step would, in the same pass over them. */
   ema?: { averages: Ema; decay: number };

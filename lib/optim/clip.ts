@@ -29,17 +29,31 @@ export function clipGradNorm(parameters: Parameters, maxNorm: number): ClippedNo
   return noGrad(() =>
     scope(() => {
       if (grads.length === 0) return { norm: zeros([1], { device }), scale: zeros([1], { device }) };
-      const norm = unary('sqrt', squareSum(grads));
-      const ratio = affine(unary('reciprocal', affine(norm, 1, 1e-6)), maxNorm, 0);
-      return { norm, scale: where(unary('isFinite', norm), clamp(ratio, 0, 1), zeros([1], { device })) };
+      return clipScale(squareSum(grads), maxNorm);
     }),
   );
 }
 
+/** The same from the sum of all gradients' squares, [1]. @internal */
+export function clipScale(squares: Tensor, maxNorm: number): { norm: Tensor; scale: Tensor } {
+  const norm = unary('sqrt', squares);
+  const ratio = affine(unary('reciprocal', affine(norm, 1, 1e-6)), maxNorm, 0);
+  return { norm, scale: where(unary('isFinite', norm), clamp(ratio, 0, 1), zeros([1], { device: norm.device })) };
+}
+
 /** Sum of the squares of all elements of all tensors (f32), [1], in a fixed order. Not recorded. Throws OptionError for an empty list. */
 export function squareSum(tensors: readonly Tensor[]): Tensor {
+  return squaresInto(1, tensors);
+}
+
+/** The same, and behind it the sum of each tensor: [1 + tensors]. */
+export function squareSums(tensors: readonly Tensor[]): Tensor {
+  return squaresInto(1 + tensors.length, tensors);
+}
+
+function squaresInto(length: number, tensors: readonly Tensor[]): Tensor {
   if (tensors.length === 0) throw new OptionError('squareSum: expected at least one tensor.');
-  const y = Tensor.empty([1], 'f32', tensors[0].device);
+  const y = Tensor.empty([length], 'f32', tensors[0].device);
   native.ops.square_sum(
     tensors.map(({ id }) => id),
     y.id,

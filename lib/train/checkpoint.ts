@@ -4,7 +4,8 @@
  *     model.NAME       weights, as the model's state dict has them
  *     ema.NAME         their moving average, likewise
  *     optimizer.m.NAME, optimizer.v.NAME   Adam's running means, in the parameters' memory layout
- *     metadata         format, formatVersion, and `run`: step, images, seed, loader position, update counts, config
+ *     metadata         format, formatVersion, `run`: step, images, seed, loader position, update counts, config; and a
+ *                      checksum of every tensor
  */
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -52,7 +53,8 @@ export async function saveCheckpoint<M extends Module>(
       ...prefixed('ema.', trainer.average.stateDict()),
       ...prefixed('optimizer.', moments),
     };
-    await saveSafetensors(path, tensors, { format: checkpointFormat, formatVersion, run: JSON.stringify(state) });
+    const metadata = { format: checkpointFormat, formatVersion, run: JSON.stringify(state) };
+    await saveSafetensors(path, tensors, metadata, { checksums: true });
   });
 }
 
@@ -97,6 +99,20 @@ export async function restoreCheckpoint<M extends Module>(
   if (different.length > 0) {
     throw new TrainError(`${path} belongs to another run: ${different.join('; ')}.`);
   }
+  await restoreWeights(path, trainer, state);
+  trainer.loader.restore(state.loader);
+  trainer.step = state.step;
+  trainer.images = state.images;
+  return state;
+}
+
+/** Puts the weights, averages and moments alone back to a checkpoint of this trainer's run. Throws FileError, FileFormatError. */
+export async function restoreWeights<M extends Module>(
+  path: string,
+  trainer: Trainer<M>,
+  state?: CheckpointState,
+): Promise<void> {
+  const { optimizerSteps } = state ?? (await readCheckpointState(path));
   await scope(async () => {
     const [{ device }] = trainer.model.parameters();
     const { tensors } = await loadSafetensors(path, { device });
@@ -108,12 +124,8 @@ export async function restoreCheckpoint<M extends Module>(
       );
     trainer.model.loadStateDict(group('model.'));
     trainer.average.loadStateDict(group('ema.'));
-    trainer.optimizer.loadStateDict({ steps: state.optimizerSteps, tensors: group('optimizer.') });
+    trainer.optimizer.loadStateDict({ steps: optimizerSteps, tensors: group('optimizer.') });
   });
-  trainer.loader.restore(state.loader);
-  trainer.step = state.step;
-  trainer.images = state.images;
-  return state;
 }
 
 /** Saved settings; runs from before there was a choice of precision were in f32. */

@@ -19,6 +19,7 @@ export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 export { readLog } from './log.js';
 export {
   type BatchSource,
+  type NonFinitePolicy,
   type RunOptions,
   type StepReport,
   Trainer,
@@ -49,3 +50,4 @@ export type { RunStatus } from './report/run-facts.js';
 export { type ReportOptions, type WrittenReport, writeReport } from './report/write.js';
 export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';
 export { checkSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';
+export { shippedWeights } from './shipped-weights.js';

@@ -4,14 +4,18 @@
  *
  * A step depends on the weights, its batch, and random streams named by (seed, step) alone, so a run that was stopped
  * and resumed repeats the uninterrupted one bit for bit.
+ *
+ * Whether a step's loss and gradients are finite is decided on the device: the optimizer's scale becomes NaN, with which it changes nothing.
+ * So a step that is not finite leaves no trace in the weights, however late the host hears of it.
  */
 import type { Batch, LatentBatch, LoaderState } from '../data/index.js';
-import { OptionError, TrainError } from '../errors.js';
+import { NonFiniteError, OptionError, TrainError } from '../errors.js';
 import { replayed } from '../graph.js';
 import type { Module } from '../nn/index.js';
 import { defaultGenerator } from '../ops/random.js';
-import { type Adam, clipGradNorm, Ema, type LrSchedule, squareSum } from '../optim/index.js';
-import { autocast, scope } from '../scope.js';
+import { clipScale, squareSums } from '../optim/clip.js';
+import { type Adam, Ema, type LrSchedule, squareSum } from '../optim/index.js';
+import { autocast, noGrad, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { type Objective, type TensorBatch, uploadBatch } from './objective.js';
 
@@ -46,10 +50,20 @@ export interface TrainerOptions<M extends Module> {
    * scaled, which this loop does not do.)
    */
   precision?: TrainingPrecision;
+  /** What to do about steps whose loss or gradients are NaN or infinite. Default 'stop'. */
+  nonFinite?: NonFinitePolicy;
 }
 
 /** In what training can multiply matrices. */
 export type TrainingPrecision = 'f32' | 'bf16';
+
+/**
+ * A step whose loss or gradients are not finite never changes weights, averages or the optimizer's moments. After it the run ends with a NonFiniteError
+ * ('stop'), goes on ('skip'), or first goes back to the weights of the last checkpoint, and on with the data that follow ('rewind'), since the
+ * weights may have gone astray before. After ten such steps in a row every run ends.
+ */
+export type NonFinitePolicy = (typeof nonFinitePolicies)[number];
+export const nonFinitePolicies = ['stop', 'skip', 'rewind'] as const;
 
 /** One step as it is logged. */
 export interface StepReport {
@@ -62,6 +76,8 @@ export interface StepReport {
   imagesPerSecond: number;
   /** Before clipping; only with gradClip. */
   gradNorm?: number;
+  /** What was NaN or infinite: "loss", or the parameters whose gradients were. The step has then changed no weight. */
+  nonFinite?: readonly string[];
   /** Held from the device, by live tensors and the pool's free blocks; only in a run's log. */
   memoryBytes?: number;
 }
@@ -76,6 +92,8 @@ export interface RunOptions {
   restsAfter?: (step: number) => boolean;
   /** Called when every step so far is done and reported: the moment to save or sample. */
   atRest?: (step: number) => Promise<void>;
+  /** Of the policy 'rewind': puts the weights, the averages and the optimizer back to an earlier state. The trainer is at rest. */
+  rewind?: () => Promise<void>;
 }
 
 interface InFlight {
@@ -84,8 +102,13 @@ interface InFlight {
   images: number;
   batch: number;
   loss: Promise<number>;
-  gradNorm?: Promise<number>;
+  /** Sums of squares: of all gradients, and of each by its name. */
+  squares: Promise<Float32Array>;
+  names: readonly string[];
 }
+
+/** Steps in a row that are not finite, after which no policy goes on. */
+const mostInRow = 10;
 
 /** Streams per step, and how many the objective may use; the rest is the model's (dropout). */
 const streamsPerStep = 2 ** 16;
@@ -108,7 +131,17 @@ export class Trainer<M extends Module> {
   private readonly parts: Record<number, object> = {};
 
   constructor(options: TrainerOptions<M>) {
-    const { model, average, optimizer, loader, seed = 0, microBatch, gradClip, precision = 'f32' } = options;
+    const {
+      model,
+      average,
+      optimizer,
+      loader,
+      seed = 0,
+      microBatch,
+      gradClip,
+      precision = 'f32',
+      nonFinite = 'stop',
+    } = options;
     if (precision !== 'f32' && precision !== 'bf16') {
       const why = precision === 'f16' ? ' (f16 needs loss scaling, which there is none of)' : '';
       throw new OptionError(`Trainer: precision is ${precision}, expected f32 or bf16${why}.`);
@@ -118,6 +151,9 @@ export class Trainer<M extends Module> {
     }
     if (gradClip !== undefined && !(gradClip > 0)) {
       throw new OptionError(`Trainer: gradClip is ${gradClip}, expected a number above 0.`);
+    }
+    if (!nonFinitePolicies.includes(nonFinite)) {
+      throw new OptionError(`Trainer: nonFinite is ${nonFinite}, expected one of ${nonFinitePolicies.join(', ')}.`);
     }
     this.options = options;
     this.model = model.train();
@@ -130,13 +166,32 @@ export class Trainer<M extends Module> {
   }
 
   /**
-   * Trains until `steps` steps are done in all. Throws TrainError naming the step when a loss is not finite; the weights
-   * are then spoilt.
+   * Trains until `steps` steps are done in all. Throws NonFiniteError when a loss or gradient is not finite and the policy is 'stop', or ten steps
+   * in a row were not; the trainer is then at rest and its weights are good. Throws TrainError when the data end.
    */
-  async run(steps: number, { signal, onStep, restsAfter, atRest }: RunOptions = {}): Promise<void> {
+  async run(steps: number, { signal, onStep, restsAfter, atRest, rewind }: RunOptions = {}): Promise<void> {
+    const { nonFinite: policy = 'stop' } = this.options;
+    if (policy === 'rewind' && !rewind)
+      throw new OptionError('Trainer.run: the policy "rewind" needs the option rewind.');
     const inFlight: InFlight[] = [];
+    let bad: NonFiniteError | undefined;
+    let inRow = 0;
     const settle = async (atMost: number): Promise<void> => {
-      while (inFlight.length > atMost) await this.report(inFlight.shift() as InFlight, onStep);
+      while (inFlight.length > atMost) {
+        const error = await this.report(inFlight.shift() as InFlight, onStep);
+        inRow = error ? inRow + 1 : 0;
+        bad ??= error;
+      }
+    };
+    const treat = async (): Promise<void> => {
+      if (!bad) return;
+      const error = bad;
+      if (policy !== 'skip') await settle(0);
+      if (policy === 'stop') throw error;
+      if (inRow >= mostInRow)
+        throw new NonFiniteError(`${inRow} steps in a row were not finite: ${error.message}`, error);
+      if (policy === 'rewind') await rewind?.();
+      bad = undefined;
     };
     const batches = this.loader[Symbol.asyncIterator]();
     this.reportedAt = performance.now();
@@ -146,13 +201,16 @@ export class Trainer<M extends Module> {
         if (done) throw new TrainError(`The data ended after ${this.step} of ${steps} steps.`);
         inFlight.push(this.enqueue(batch));
         await settle(1);
+        await treat();
         if (atRest && restsAfter?.(this.step)) {
           await settle(0);
+          await treat();
           await atRest(this.step);
           this.reportedAt = performance.now();
         }
       }
       await settle(0);
+      await treat();
     } finally {
       await batches.return?.();
       await Promise.allSettled(inFlight.map(({ loss }) => loss));
@@ -176,11 +234,17 @@ export class Trainer<M extends Module> {
     const reads = scope(() => {
       const [{ device }] = this.model.parameters();
       const loss = this.gradients(uploadBatch(batch, device), (step + streamsPerStep) * streamsPerStep);
-      const clip = gradClip === undefined ? undefined : clipGradNorm(this.model.parameters(), gradClip);
+      const graded = [...this.model.namedParameters()].filter(([, { grad }]) => grad);
+      const squares = squareSums(graded.map(([, { grad }]) => grad as Tensor));
+      const scale = noGrad(() => finiteScale(loss, squares.slice(0, 0, 1), gradClip));
       this.optimizer.lr = rate;
-      this.optimizer.step({ scale: clip?.scale, ema: { averages: this.ema, decay: emaDecay(this.images, count) } });
+      this.optimizer.step({ scale, ema: { averages: this.ema, decay: emaDecay(this.images, count) } });
       this.optimizer.zeroGrad();
-      return { loss: quiet(loss.item()), gradNorm: clip && quiet(clip.norm.item()) };
+      return {
+        loss: quiet(loss.item()),
+        squares: quiet(squares.data() as Promise<Float32Array>),
+        names: graded.map(([name]) => name),
+      };
     });
     this.step = step;
     this.images += count;
@@ -218,18 +282,50 @@ export class Trainer<M extends Module> {
     }
   }
 
-  private async report({ step, lr, images, batch, ...reads }: InFlight, onStep: RunOptions['onStep']): Promise<void> {
-    const [loss, gradNorm] = await Promise.all([reads.loss, reads.gradNorm]);
-    if (!Number.isFinite(loss)) {
-      throw new TrainError(
-        `The loss is ${loss} at step ${step} (learning rate ${lr.toPrecision(3)}); training stopped.`,
-      );
-    }
+  /** Tells onStep of a step; returns the error of one that is not finite. */
+  private async report(inFlight: InFlight, onStep: RunOptions['onStep']): Promise<NonFiniteError | undefined> {
+    const { step, lr, images, batch } = inFlight;
+    const [loss, squares] = await Promise.all([inFlight.loss, inFlight.squares]);
     const now = performance.now();
     const imagesPerSecond = Number(((1000 * batch) / (now - this.reportedAt)).toFixed(2));
     this.reportedAt = now;
-    await onStep?.({ step, loss, lr, images, imagesPerSecond, ...(gradNorm === undefined ? {} : { gradNorm }) });
+    const nonFinite = notFinite(loss, squares, inFlight.names);
+    await onStep?.({
+      step,
+      loss,
+      lr,
+      images,
+      imagesPerSecond,
+      ...(this.options.gradClip === undefined ? {} : { gradNorm: Math.fround(Math.sqrt(squares[0])) }),
+      ...(nonFinite && { nonFinite }),
+    });
+    return nonFinite && describe(nonFinite, loss, step, lr);
   }
+}
+
+/** What the optimizer's step multiplies gradients by: the clipping's scale, or 1; NaN when the loss or a gradient is not finite. */
+function finiteScale(loss: Tensor, squares: Tensor, gradClip: number | undefined): Tensor {
+  const nothing = loss.reshape([1]).mul(0).add(squares.mul(0)); // 0, or NaN
+  return gradClip === undefined ? nothing.add(1) : nothing.add(clipScale(squares, gradClip).scale);
+}
+
+/** "loss", or whose gradients were not finite; undefined when all is well. */
+function notFinite(loss: number, squares: Float32Array, names: readonly string[]): string[] | undefined {
+  if (!Number.isFinite(loss)) return ['loss'];
+  if (Number.isFinite(squares[0])) return undefined;
+  const bad = names.filter((_, i) => !Number.isFinite(squares[1 + i]));
+  return bad.length > 0 ? bad : [...names]; // the sum of all is too large for f32
+}
+
+function describe(tensors: string[], loss: number, step: number, lr: number): NonFiniteError {
+  const [first, ...others] = tensors;
+  const more = others.length > 0 ? ` and ${others.length} more` : '';
+  const rate = `learning rate ${lr.toPrecision(3)}`;
+  const what =
+    first === 'loss'
+      ? `The loss is ${loss} at step ${step} (${rate})`
+      : `The gradient of ${first}${more} is not finite at step ${step} (loss ${loss.toPrecision(4)}, ${rate})`;
+  return new NonFiniteError(`${what}.`, { step, tensors });
 }
 
 /** A rejection of this promise is seen where it is awaited, later; until then it is not "unhandled". */

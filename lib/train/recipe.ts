@@ -8,7 +8,7 @@
 import { readFile } from 'node:fs/promises';
 import { type DeviceName, defaultDevice } from '../device.js';
 import { FileFormatError, OptionError } from '../errors.js';
-import { toFileError } from '../io/files.js';
+import { messageOf, toFileError } from '../io/files.js';
 import { preset } from '../models/index.js';
 import { type Input, type Output, parseOptions, schema } from '../options.js';
 import { parseSampler, type SamplerSettings } from './sampler-settings.js';
@@ -23,7 +23,7 @@ const trainingSchema = schema((z) =>
     lr: z.number().min(0),
     /** Images over which the learning rate rises from 0. */
     lrRampImages: z.number().min(0).default(0),
-    /** [from, to]: images between which the rate falls to 1% along a half cosine; absent: it stays. */
+    /** `[from, to]`: images between which the rate falls to 1% along a half cosine; absent: it stays. */
     lrDecayImages: z
       .tuple([z.number().min(0), z.number().min(0)])
       .refine(([from, to]) => from < to, 'expected [from, to] with from < to')
@@ -94,7 +94,7 @@ export async function readRecipe(path: string): Promise<Recipe> {
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new FileFormatError(`${path} is not JSON: ${(cause as Error).message}.`, { path, cause });
+    throw new FileFormatError(`${path} is not JSON: ${messageOf(cause)}.`, { path, cause });
   }
   return parseOptions(recipeSchema, value, `Recipe ${path}`);
 }

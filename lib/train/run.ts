@@ -3,18 +3,19 @@
  *
  *     DIR/run.json                         settings, steps to do, when it ran and how it ended
  *     DIR/log.jsonl                        one JSON object per step
- *     DIR/checkpoint-0001000.safetensors   the newest two
+ *     DIR/checkpoint-0001000.safetensors   the newest two, or as many as are to be kept
  *     DIR/samples/0001000.png              images of the averaged weights
  *     DIR/report.html                      with `report`: a page about the run, renewed as it goes on
  *     DIR/model.safetensors, DIR/loss.svg  at the end: the averaged weights, and the loss curve
  */
-import { writeFile } from 'node:fs/promises';
+import { rename, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { DataLoader, type Dataset, type LatentDataset, LatentLoader, openDataset, openLatents } from '../data/index.js';
 import { devices, memory } from '../device.js';
 import { GaussianDiffusion } from '../diffusion/index.js';
-import { DataError, OptionError, TrainError } from '../errors.js';
-import { makeFolder, toFileError } from '../io/files.js';
+import { DataError, FileFormatError, NonFiniteError, OptionError, TrainError } from '../errors.js';
+import { makeFolder, removeTemporaries, toFileError } from '../io/files.js';
 import { imageGrid, saveImage } from '../io/index.js';
 import { type DiffusionModel, ImageDiffiT, LatentTransformer, modelKinds } from '../models/index.js';
 import { defaultGenerator } from '../ops/random.js';
@@ -26,16 +27,17 @@ import {
   pruneCheckpoints,
   type RunConfig,
   restoreCheckpoint,
+  restoreWeights,
   saveCheckpoint,
 } from './checkpoint.js';
 import { generate, imageShape, type LatentDecoder } from './generate.js';
 import { readLog, TrainLog } from './log.js';
-import { type BatchSource, type StepReport, Trainer } from './loop.js';
+import { type BatchSource, type NonFinitePolicy, type StepReport, Trainer } from './loop.js';
 import { lossCurveSvg } from './loss-curve.js';
 import { describeModel, type ModelDescription, saveModel } from './model-file.js';
 import { edmObjective, gaussianObjective, latentObjective, type Objective } from './objective.js';
 import type { TrainingPlan } from './recipe.js';
-import { RunRecorder } from './record.js';
+import { RunRecorder, readRecord } from './record.js';
 import { ReportKeeper } from './report/write.js';
 import { checkSampler } from './sampler-settings.js';
 
@@ -46,10 +48,16 @@ export interface TrainingRunOptions {
   out: string;
   /** Names all random numbers of the run: initial weights, order of the data, noise. Default 0. */
   seed?: number;
-  /** Go on from the folder's newest checkpoint. Default false: the folder must not hold a run. */
+  /** Go on from the folder's newest checkpoint that is whole. Default false: the folder must not hold a run. */
   resume?: boolean;
   /** Steps between checkpoints. Default 1000; one is also written at the end and when a signal stops the run. */
   checkpointEvery?: number;
+  /** Newest checkpoints to keep. Default 2. */
+  keepCheckpoints?: number;
+  /** What to do about steps that are not finite. Default 'stop', which writes a checkpoint first. */
+  nonFinite?: NonFinitePolicy;
+  /** Told, in a sentence, what was found and dealt with: a damaged checkpoint, a step that was not finite. */
+  onNote?: (text: string) => void;
   /** Steps between sample grids; 0 for none. Default 0. */
   sampleEvery?: number;
   /** Turns a latent model's samples into images, for sample grids. */
@@ -69,8 +77,6 @@ export interface TrainCallbacks {
   onFile?: (path: string) => void;
 }
 
-/** Newest checkpoints that are kept. */
-const keptCheckpoints = 2;
 /** Images per class, and of an unconditional model, in sample grids. */
 const sampleColumns = 4;
 const sampleCount = 16;
@@ -93,11 +99,24 @@ export class TrainingRun {
    * FileError, TrainError (there is a run already, or none to resume, or its settings differ).
    */
   static async open(options: TrainingRunOptions): Promise<TrainingRun> {
-    const { plan, out, seed = 0, resume = false, sampleEvery = 0, vae } = options;
+    const {
+      plan,
+      out,
+      seed = 0,
+      resume = false,
+      sampleEvery = 0,
+      vae,
+      nonFinite = 'stop',
+      keepCheckpoints = 2,
+    } = options;
+    if (!(Number.isInteger(keepCheckpoints) && keepCheckpoints >= 1))
+      throw new OptionError(`TrainingRun: keepCheckpoints is ${keepCheckpoints}, expected an integer of at least 1.`);
     const { training, data } = plan;
     if (data === undefined) throw new OptionError('There is no data to train on: name a data set.');
     const [newest] = (await listCheckpoints(out)).slice(-1);
-    if (resume && !newest) throw new TrainError(`${out} holds no checkpoint to resume from.`);
+    // A run that was killed before its first checkpoint goes on from its start.
+    if (resume && !newest && !(await readRecord(out).catch(() => undefined)))
+      throw new TrainError(`${out} holds no checkpoint to resume from.`);
     if (!resume && newest)
       throw new TrainError(`${out} already holds a run (${newest}): resume it, or choose another folder.`);
     const [model, average] = makeModels(plan, seed);
@@ -127,10 +146,12 @@ export class TrainingRun {
       microBatch: training.microBatch,
       gradClip: training.gradClip,
       precision: training.precision,
+      nonFinite,
     });
     const config = { model: describeModel(model, { ...plan, classNames }), training, data: { images: dataset.length } };
-    if (newest) await restoreCheckpoint(newest, trainer, config);
+    if (newest) await restoreNewest(options, trainer, config);
     await makeFolder(out);
+    await sweepLeftovers(out);
     const [{ device }] = model.parameters();
     const recorder = await RunRecorder.open(out, trainer.step, {
       seed,
@@ -187,20 +208,38 @@ export class TrainingRun {
     const { checkpointEvery = 1000, sampleEvery = 0 } = this.options;
     const due = (step: number, every: number): boolean => every > 0 && step % every === 0;
     const [{ device }] = trainer.model.parameters();
-    await trainer.run(steps, {
+    if (this.options.nonFinite === 'rewind' && (await listCheckpoints(this.options.out)).length === 0)
+      await this.checkpoint(callbacks);
+    const training = trainer.run(steps, {
       signal: callbacks.signal,
       onStep: async (report) => {
         await this.log.write({ ...report, memoryBytes: memory(device).reservedBytes });
         this.report?.touch();
+        if (report.nonFinite)
+          this.options.onNote?.(`Step ${report.step} was not finite (${report.nonFinite.join(', ')}) and is left out.`);
         callbacks.onStep?.(report);
       },
       restsAfter: (step) => due(step, checkpointEvery) || due(step, sampleEvery),
+      rewind: async () => {
+        const [newest] = (await listCheckpoints(this.options.out)).slice(-1);
+        this.options.onNote?.(`Back to the weights of ${newest}.`);
+        await restoreWeights(newest, trainer);
+      },
       atRest: async (step) => {
         if (due(step, checkpointEvery)) await this.checkpoint(callbacks);
         if (due(step, sampleEvery)) await this.samples(callbacks);
         this.report?.touch();
       },
     });
+    try {
+      await training;
+    } catch (error) {
+      // Such steps have changed no weight: what was learnt until then is kept, unless the weights had overflowed before.
+      if (error instanceof NonFiniteError) {
+        await this.checkpoint(callbacks).catch((failure) => this.options.onNote?.((failure as Error).message));
+      }
+      throw error;
+    }
     await this.checkpoint(callbacks);
   }
 
@@ -214,7 +253,7 @@ export class TrainingRun {
     const [newest] = (await listCheckpoints(this.options.out)).slice(-1);
     if (newest === path) return;
     await saveCheckpoint(path, this.trainer, this.config);
-    await pruneCheckpoints(this.options.out, keptCheckpoints);
+    await pruneCheckpoints(this.options.out, this.options.keepCheckpoints ?? 2);
     onFile?.(path);
   }
 
@@ -313,4 +352,40 @@ function checkClasses(
   throw new DataError(
     `${data} has ${classes} classes, this model ${numClasses}: set "numClasses" to ${classes} in the recipe's "model".`,
   );
+}
+
+/** Loads the newest checkpoint that is whole; damaged ones are put aside under another name. Throws when none is whole. */
+async function restoreNewest(
+  { out, onNote }: TrainingRunOptions,
+  trainer: Trainer<DiffusionModel>,
+  config: RunConfig,
+): Promise<void> {
+  const paths = (await listCheckpoints(out)).reverse();
+  for (const [i, path] of paths.entries()) {
+    try {
+      await restoreCheckpoint(path, trainer, config);
+      for (const damaged of paths.slice(0, i)) await rename(damaged, `${damaged}.damaged`);
+      return;
+    } catch (error) {
+      if (!(error instanceof FileFormatError) || i === paths.length - 1) throw error;
+      onNote?.(`${error.message} Going on from ${paths[i + 1]}.`);
+    }
+  }
+}
+
+/** Deletes half-written files of a process of this machine that is gone, as a killed one leaves them. */
+async function sweepLeftovers(out: string): Promise<void> {
+  const record = await readRecord(out).catch(() => undefined);
+  if (!record || record.process.host !== hostname() || alive(record.process.pid)) return;
+  for (const folder of [out, join(out, 'samples')]) await removeTemporaries(folder);
+}
+
+function alive(pid: number): boolean {
+  if (pid === process.pid) return false; // its number was given to us
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH';
+  }
 }

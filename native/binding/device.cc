@@ -72,12 +72,11 @@ void Device::close() {
   if (!context_) return;
   if (queue_) queue_->stop();
   if (settled_) napi_release_threadsafe_function(settled_, napi_tsfn_abort);
-  for (void *block : pool_.evict(0)) backend_->free(context_, block);
   for (Buffer *buffer : buffers_) {
-    backend_->free(context_, buffer->data);
-    pool_.lose(buffer->block, buffer->bytes);
+    pool_.put(buffer->block, buffer->bytes);
     delete buffer;
   }
+  for (void *piece : pool_.evict(0)) backend_->free(context_, piece);
   tellV8();
   backend_->destroy(context_);
   context_ = nullptr;
@@ -118,13 +117,13 @@ void *Device::takeMemory(size_t block) {
 }
 
 Buffer *Device::allocate(size_t bytes) {
-  const size_t block = Pool::blockSize(bytes);
-  void *data = pool_.reuse(block);
-  if (!data) {
-    data = takeMemory(block);
-    if (data) pool_.addReserved(block);
+  const size_t size = Pool::blockSize(bytes);
+  Pool::Block *block = pool_.reuse(size);
+  if (!block) {
+    void *data = takeMemory(size);
+    if (data) block = pool_.add(data, size);
   }
-  if (!data) {
+  if (!block) {
     tellV8();
     int64_t freeBytes, totalBytes;
     const bool told = backend_->memory;
@@ -144,13 +143,13 @@ Buffer *Device::allocate(size_t bytes) {
   pool_.addLive(bytes);
   if (pool_.reserved() > pool_.softLimit()) freeInOrder(pool_.evict(pool_.softLimit()));
   tellV8();
-  Buffer *buffer = new Buffer{this, data, bytes, block, 0, buffers_.size()};
+  Buffer *buffer = new Buffer{this, block, bytes, 0, buffers_.size()};
   buffers_.push_back(buffer);
   return buffer;
 }
 
 void Device::release(Buffer *buffer) {
-  pool_.put(buffer->data, buffer->block, buffer->bytes);
+  pool_.put(buffer->block, buffer->bytes);
   buffers_.back()->index = buffer->index;
   buffers_[buffer->index] = buffers_.back();
   buffers_.pop_back();

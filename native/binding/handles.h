@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../abi/diffit.h"
+#include "pool.h"
 
 namespace diffit {
 
@@ -17,9 +18,8 @@ class Device;
 /* Device memory that one or more tensors look into. */
 struct Buffer {
   Device *device;
-  void *data;
+  Pool::Block *block;
   size_t bytes; /* asked for */
-  size_t block; /* held */
   uint32_t views;
   size_t index; /* in the device's list of buffers */
 };

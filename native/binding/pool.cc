@@ -6,6 +6,11 @@
 
 namespace diffit {
 
+Pool::~Pool() {
+  for (const FreeBlocks *blocks : {&small_, &divisible_})
+    for (Block *block : *blocks) delete block;
+}
+
 size_t Pool::blockSize(size_t bytes) {
   constexpr size_t kLargestStep = (size_t)512 << 10;
   size_t step = DIFFIT_ALIGNMENT;
@@ -14,12 +19,28 @@ size_t Pool::blockSize(size_t bytes) {
   return block ? block : step;
 }
 
-void *Pool::reuse(size_t block) {
-  const auto found = free_.find(block);
-  if (found == free_.end() || found->second.empty()) return nullptr;
-  void *data = found->second.begin()->first;
-  found->second.erase(found->second.begin());
-  return data;
+Pool::Block *Pool::reuse(size_t size) {
+  const bool divisible = size >= kDivisible;
+  FreeBlocks &blocks = divisible ? divisible_ : small_;
+  Block least{nullptr, size};
+  const auto found = blocks.lower_bound(&least);
+  if (found == blocks.end() || (!divisible && (*found)->size != size)) return nullptr;
+  Block *block = *found;
+  blocks.erase(found);
+  block->isFree = false;
+  if (block->size > size) {
+    Block *rest = new Block{block->data + size, block->size - size, block, block->after, true, block->since};
+    if (rest->after) rest->after->before = rest;
+    block->after = rest;
+    block->size = size;
+    divisible_.insert(rest);
+  }
+  return block;
+}
+
+Pool::Block *Pool::add(void *data, size_t size) {
+  reserved_ += size;
+  return new Block{static_cast<char *>(data), size};
 }
 
 void Pool::addLive(size_t bytes) {
@@ -29,35 +50,47 @@ void Pool::addLive(size_t bytes) {
   if (liveBytes_ > highWater_) highWater_ = liveBytes_;
 }
 
-void Pool::put(void *data, size_t block, size_t bytes) {
-  free_[block].emplace(data, clock_++);
-  liveBuffers_--;
-  liveBytes_ -= bytes;
+/* `right` becomes part of `left`. */
+void Pool::merge(Block *left, Block *right) {
+  left->size += right->size;
+  left->after = right->after;
+  if (left->after) left->after->before = left;
+  delete right;
 }
 
-void Pool::lose(size_t block, size_t bytes) {
-  reserved_ -= block;
+void Pool::put(Block *block, size_t bytes) {
   liveBuffers_--;
   liveBytes_ -= bytes;
+  block->isFree = true;
+  block->since = clock_++;
+  Block *before = block->before, *after = block->after;
+  if (after && after->isFree) {
+    divisible_.erase(after);
+    merge(block, after);
+  }
+  if (before && before->isFree) {
+    divisible_.erase(before);
+    before->since = block->since;
+    merge(before, block);
+    block = before;
+  }
+  const bool part = block->before || block->after;
+  (part || block->size >= kDivisible ? divisible_ : small_).insert(block);
 }
 
 std::vector<void *> Pool::evict(size_t target) {
   std::vector<void *> evicted;
   if (reserved_ <= target) return evicted;
-  struct Oldest {
-    uint64_t since;
-    size_t block;
-    void *data;
-  };
-  std::vector<Oldest> all;
-  for (const auto &[block, blocks] : free_)
-    for (const auto &[data, since] : blocks) all.push_back({since, block, data});
-  std::sort(all.begin(), all.end(), [](const Oldest &a, const Oldest &b) { return a.since < b.since; });
-  for (const Oldest &oldest : all) {
+  std::vector<Block *> whole(small_.begin(), small_.end());
+  for (Block *block : divisible_)
+    if (!block->before && !block->after) whole.push_back(block);
+  std::sort(whole.begin(), whole.end(), [](const Block *a, const Block *b) { return a->since < b->since; });
+  for (Block *block : whole) {
     if (reserved_ <= target) break;
-    evicted.push_back(oldest.data);
-    free_[oldest.block].erase(oldest.data);
-    reserved_ -= oldest.block;
+    (block->size >= kDivisible ? divisible_ : small_).erase(block);
+    evicted.push_back(block->data);
+    reserved_ -= block->size;
+    delete block;
   }
   return evicted;
 }

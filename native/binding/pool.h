@@ -1,12 +1,16 @@
 /*
  * The caching pool over a backend's raw memory: which blocks are free, and the books.
  *
- * Sizes are rounded up to classes (8 per power of two; whole 2 MiB from 16 MiB on: at most 12.5 % waste) and a free
- * block serves requests of its own class only, the one at the lowest address first: where tensors lie then follows from which are
- * live, not from what was freed in which order, and a loop comes back to the same addresses after a turn or two (replay.h). A block is free at once when its last tensor is released: everything
- * that still uses it was enqueued earlier on the same ordered queue (PyTorch's stream-ordered allocator rests on the
- * same fact). Returning a block to the device must wait for the queue; that is the caller's part (device.cc), so
- * evict() only hands blocks out. Used from the JavaScript thread alone.
+ * A request is rounded up to a block (16 sizes per power of two; whole 512 KiB from 16 MiB on: at most an eighth of waste from 512 bytes on)
+ * and takes the smallest free piece it fits into, of several the one at the lowest address; else the device gives a piece of just that
+ * size. What is left of a larger piece stays free, and free neighbours from one piece of the device become one again: a training step's
+ * gradients lie where activations of other sizes lay, and what is reserved stays within a percent of the most that was live. Blocks below
+ * 256 KiB serve requests of their own size only: one small tensor would keep a large piece from being whole again.
+ *
+ * Where tensors lie thus follows from which are live, not from what was freed in which order, and a loop comes back to the same addresses
+ * after a turn or two (replay.h). A block is free at once when its last tensor is released: everything that still uses it was enqueued
+ * earlier on the same ordered queue (PyTorch's stream-ordered allocator rests on the same fact). Returning a piece to the device must
+ * wait for the queue; that is the caller's part (device.cc), so evict() only hands pieces out. Used from the JavaScript thread alone.
  */
 #ifndef DIFFIT_BINDING_POOL_H
 #define DIFFIT_BINDING_POOL_H
@@ -14,25 +18,38 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <map>
+#include <set>
 #include <vector>
 
 namespace diffit {
 
 class Pool {
  public:
+  /* Memory of one tensor's buffer, or free; with its neighbours in what the device gave as one piece. */
+  struct Block {
+    char *data;
+    size_t size;
+    Block *before = nullptr, *after = nullptr;
+    bool isFree = false;
+    uint64_t since = 0; /* it is free */
+  };
+
+  Pool() = default;
+  ~Pool();
+  Pool(const Pool &) = delete;
+  Pool &operator=(const Pool &) = delete;
+
   static size_t blockSize(size_t bytes);
 
-  /* A free block of exactly this class, or nullptr. */
-  void *reuse(size_t block);
-  /* Books for a block that came from the device, or went to a tensor or back. */
-  void addReserved(size_t block) { reserved_ += block; }
+  /* A block of this size from what is free, or nullptr. */
+  Block *reuse(size_t size);
+  /* A block of memory that came from the device. */
+  Block *add(void *data, size_t size);
+  /* A tensor of so many bytes has a block; gives it back. */
   void addLive(size_t bytes);
-  void put(void *data, size_t block, size_t bytes);
-  /* A tensor's block went straight back to the device. */
-  void lose(size_t block, size_t bytes);
+  void put(Block *block, size_t bytes);
 
-  /* Takes free blocks out, longest unused first, until `reserved` is at most `target` or none is left. */
+  /* Takes out pieces that are free as a whole, longest unused first, until `reserved` is at most `target` or none is left. */
   std::vector<void *> evict(size_t target);
 
   /* What may stay reserved without a limit: sizes that vary (last batches, other resolutions) must not pile up. */
@@ -46,8 +63,18 @@ class Pool {
   size_t limit = 0; /* cap on reserved, 0 for none */
 
  private:
-  using FreeBlocks = std::map<void *, uint64_t>; /* and since when */
-  std::map<size_t, FreeBlocks> free_; /* by class */
+  static constexpr size_t kDivisible = (size_t)256 << 10;
+
+  struct BySize {
+    bool operator()(const Block *a, const Block *b) const {
+      return a->size != b->size ? a->size < b->size : a->data < b->data;
+    }
+  };
+  using FreeBlocks = std::set<Block *, BySize>;
+
+  void merge(Block *left, Block *right);
+
+  FreeBlocks small_, divisible_; /* whole pieces below kDivisible; parts of the others, of any size */
   uint64_t clock_ = 0;
   size_t liveBuffers_ = 0, liveBytes_ = 0, reserved_ = 0, peakBytes_ = 0, highWater_ = 0;
 };

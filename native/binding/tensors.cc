@@ -66,7 +66,7 @@ napi_value alloc(napi_env env, napi_callback_info info) {
   if (!device || !getShape(env, arguments.values + 1, "alloc", &tensor, &bytes)) return nullptr;
   Buffer *buffer = device->allocate((size_t)bytes);
   if (!buffer) return nullptr;
-  tensor.data = buffer->data;
+  tensor.data = buffer->block->data;
   return makeTensor(env, environment, tensor, bytes, buffer);
 }
 

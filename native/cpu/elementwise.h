@@ -301,37 +301,35 @@ static diffit_status binary_op(diffit_context *ctx, const diffit_tensor *a, cons
   return DIFFIT_OK;
 }
 
+/* y = condition != 0 ? a : b. */
+template <class P>
+static void chooseLoop(diffit_context *ctx, const Broadcast &plan, P condition, P a, P b, P y, int64_t n) {
+  const int64_t stepC = plan.strides[0][plan.ndim - 1], stepA = plan.strides[1][plan.ndim - 1],
+                stepB = plan.strides[2][plan.ndim - 1];
+  parallelChunks(ctx, n, kElementGrain, [=, &plan](int64_t begin, int64_t end, int) {
+    broadcastRows(plan, 3, begin, end, [=](const int64_t *offsets, int64_t at, int64_t length) {
+      const P pc = condition + offsets[0], pa = a + offsets[1], pb = b + offsets[2], out = y + at;
+      const auto operand = [](P p, int64_t step, const auto &get) { return step == 0 ? set1(element(p)) : get(p); };
+      eachVector(length, [=](auto get, auto put) {
+        const vf c = operand(pc, stepC, get), u = operand(pa, stepA, get), v = operand(pb, stepB, get);
+        put(out, vselect(c != 0.0f, u, v));
+      });
+    });
+  });
+}
+
 static diffit_status where_op(diffit_context *ctx, const diffit_tensor *condition, const diffit_tensor *a,
                               const diffit_tensor *b, diffit_tensor *y) {
-  REQUIRE_F32(condition);
-  REQUIRE_F32(a);
-  REQUIRE_F32(b);
-  REQUIRE_F32(y);
+  REQUIRE_FLOAT(condition);
+  REQUIRE_FLOAT(a);
+  REQUIRE_FLOAT(b);
+  REQUIRE_FLOAT(y);
   const diffit_tensor *operands[] = {condition, a, b};
   Broadcast plan;
   const bool shapesBroadcast = planBroadcast(y, operands, 3, &plan);
   REQUIRE(shapesBroadcast);
-  const float *pc = f32(condition), *pa = f32(a), *pb = f32(b);
-  float *out = f32(y);
-  const int64_t stepC = plan.strides[0][plan.ndim - 1], stepA = plan.strides[1][plan.ndim - 1],
-                stepB = plan.strides[2][plan.ndim - 1];
-  parallelChunks(ctx, numel(y), kElementGrain, [=, &plan](int64_t begin, int64_t end, int) {
-    broadcastRows(plan, 3, begin, end, [=](const int64_t *offsets, int64_t at, int64_t length) {
-      const auto operand = [=](const float *p, int64_t step, int64_t i) {
-        return step == 0 ? set1(p[0]) : i + kLanes <= length ? load(p + i) : loadPartial(p + i, length - i);
-      };
-      for (int64_t i = 0; i < length; i += kLanes) {
-        const vf c = operand(pc + offsets[0], stepC, i), u = operand(pa + offsets[1], stepA, i),
-                 v = operand(pb + offsets[2], stepB, i);
-        const vf chosen = vselect(c != 0.0f, u, v);
-        if (i + kLanes <= length) {
-          store(out + at + i, chosen);
-        } else {
-          storePartial(out + at + i, chosen, length - i);
-        }
-      }
-    });
-  });
+  withFloats([&](auto pc, auto pa, auto pb, auto out) { chooseLoop(ctx, plan, pc, pa, pb, out, numel(y)); }, condition,
+             a, b, y);
   return DIFFIT_OK;
 }
 

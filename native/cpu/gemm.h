@@ -107,8 +107,8 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
   else if (b->dtype == DIFFIT_BF16)
     status = multiplyMixed(ctx, f32(a), aStep, lowB, bStep, e, batch, m, n, k);
   else
-    status = multiplyMatrices<LineMatrix, DepthMatrix, LineMatrix, DepthMatrix>(ctx, f32(a), aStep, left, f32(b), bStep,
-                                                                                right, e, batch, m, n, k);
+    status = multiplyMatrices<LineMatrix, DepthRows, LineMatrix, DepthMatrix>(ctx, f32(a), aStep, left, f32(b), bStep,
+                                                                              right, e, batch, m, n, k);
   if (status != DIFFIT_OK || !gateLater) return status;
   return unary_backward_op(ctx, gateInput, y, y, gateKind);
 }

@@ -28,17 +28,19 @@ __attribute__((target("avx512bf16"), always_inline)) static inline void dotStep(
   }
 }
 
-/* As microKernel, on pairs. */
+/* As stepKernel, on pairs. */
 template <int MR, int NV>
-__attribute__((target("avx512bf16"))) static void dotPacked(int64_t k, const float *a, const float *b, float *c,
-                                                            int64_t ldc, bool add) {
+__attribute__((target("avx512bf16"))) static void dotSteps(int64_t k, const float *a, int64_t stride, const float *b,
+                                                           float *c, int64_t ldc, bool add, Fetches fetches) {
   vf sum[MR][NV];
   clearSums(sum);
-  for (; k > 0; k--) {
+  for (; k > 0; k--, a += stride, b += NV * kLanes) {
+    if (k % kFetchSteps == 0) {
+      __builtin_prefetch(*fetches.next, 0, 2);
+      fetches.next += fetches.step;
+    }
     dotStep(
         sum, b, [&](int r) __attribute__((always_inline)) { return a + r; });
-    a += MR;
-    b += NV * kLanes;
   }
   storeSums(sum, c, ldc, add);
 }
@@ -46,7 +48,7 @@ __attribute__((target("avx512bf16"))) static void dotPacked(int64_t k, const flo
 /* As lineKernel, on pairs. */
 template <int MR, int NV>
 __attribute__((target("avx512bf16"))) static void dotLinesOf(int64_t k, const float *a, int64_t stride, const float *b,
-                                                             float *c, int64_t ldc, bool add) {
+                                                             float *c, int64_t ldc, bool add, Fetches fetches) {
   vf sum[MR][NV];
   clearSums(sum);
   constexpr int kTriples = (MR + 2) / 3;
@@ -54,6 +56,10 @@ __attribute__((target("avx512bf16"))) static void dotLinesOf(int64_t k, const fl
 #pragma GCC unroll 16
   for (int i = 0; i < kTriples; i++) lines[i] = a + 3 * i * stride;
   for (; k > 0; k--, b += NV * kLanes) {
+    if (k % kFetchSteps == 0) {
+      __builtin_prefetch(*fetches.next, 0, 2);
+      fetches.next += fetches.step;
+    }
     dotStep(
         sum, b, [&](int r) __attribute__((always_inline)) { return lines[r / 3] + r % 3 * stride; });
 #pragma GCC unroll 16
@@ -67,17 +73,18 @@ __attribute__((target("avx512bf16"))) static void dotLinesOf(int64_t k, const fl
 
 struct DotKernels {
   template <int MR, int NV>
-  static constexpr MicroKernel packed = dotPacked<MR, NV>;
+  static constexpr Kernel steps = dotSteps<MR, NV>;
   template <int MR, int NV>
-  static constexpr LineKernel inPlace = dotLinesOf<MR, NV>;
+  static constexpr Kernel lines = dotLinesOf<MR, NV>;
 };
 
 /* Bf16 lines as lines of pairs. Those of an odd k are copied where the last one needs its zero. */
 struct PairLineMatrix {
   typedef DotKernels Kernels;
   const Bf16 *data;
+  static constexpr bool kLines = true;
   int64_t stride, step; /* in numbers: to the next line, which is k; to the next matrix of the batch */
-  static constexpr double kRowWork = 2;
+  static constexpr double kRowWork = 4;
   static constexpr int64_t kLinePad = 16;
   PairLineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
   Lines rows(int64_t line, int64_t lines, int64_t k0, int64_t depth, float *to) const {
@@ -90,7 +97,10 @@ struct PairLineMatrix {
     }
     return {to, apart};
   }
-  void fetch(int64_t line, int64_t k) const { prefetchFar(data, line * stride + 2 * k); }
+  Region region(int64_t line, int64_t lines, int64_t k0, int64_t depth) const {
+    const int64_t numbers = imin(2 * depth, stride - 2 * k0);
+    return {(const char *)(data + line * stride + 2 * k0), lines, numbers * 2, stride * 2};
+  }
   void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
     const float *rows[kMaxLines];
     const Bf16 *from = data + line * stride + 2 * k0;

@@ -14,7 +14,7 @@
 #ifndef DIFFIT_CPU_GEMM_DRIVER_H
 #define DIFFIT_CPU_GEMM_DRIVER_H
 
-/* Packers may have rows(): lines of A as they lie, or copied line by line. kRowWork: what that costs, as packWork. */
+/* Packers may have rows(). */
 template <class A>
 static constexpr auto rowWork(int) -> decltype(A::kRowWork) {
   return A::kRowWork;
@@ -27,6 +27,13 @@ template <class A>
 static constexpr bool hasRows() {
   return rowWork<A>(0) > 0;
 }
+template <class A>
+static constexpr bool givesLines() {
+  if constexpr (hasRows<A>())
+    return A::kLines;
+  else
+    return false;
+}
 
 /* Packers may name the Kernels that multiply their panels. */
 template <class A>
@@ -34,20 +41,16 @@ static auto kernelsOf(int) -> typename A::Kernels;
 template <class A>
 static auto kernelsOf(...) -> FloatKernels;
 
-/* Packers may have fetch(line, k): brings the 16 numbers of a line from k on to L2. */
-template <class B>
-static auto fetchAhead(const B &b, int64_t line, int64_t k, int) -> decltype(b.fetch(line, k)) {
-  b.fetch(line, k);
+/* Packers may have region(). */
+template <class P>
+static auto regionOf(const P &packer, int64_t line, int64_t lines, int64_t k0, int64_t depth, int)
+    -> decltype(packer.region(line, lines, k0, depth)) {
+  return packer.region(line, lines, k0, depth);
 }
-template <class B>
-static void fetchAhead(const B &, int64_t, int64_t, ...) {}
-
-/* What of B a task will pack next; it is fetched in small parts while the task computes. */
-struct Ahead {
-  int64_t line, endLine; /* still to fetch */
-  int64_t first, k, end; /* of k: all, and what is left of the line */
-  int64_t step; /* cache lines to fetch at a time */
-};
+template <class P>
+static Region regionOf(const P &, int64_t, int64_t, int64_t, int64_t, ...) {
+  return {};
+}
 
 /* What one task works on. */
 struct Tile {
@@ -56,7 +59,8 @@ struct Tile {
   int64_t firstRow; /* of this item of the batch, in y */
   float *a, *b, *sums, *stage; /* packed rows of A, the packed block of B, sums between blocks, for packers */
   int64_t stride; /* of the sums' rows */
-  Ahead ahead;
+  FetchList fetches;
+  Walk nextA, nextB;
 };
 
 template <class A, class B>
@@ -70,6 +74,7 @@ struct GemmCall {
   float *sharedB; /* all of B, packed: [block][panel][depth][panelCols] */
   float *partial; /* [batch][split][m][paddedCols] when k is split */
   int failed;
+  int64_t claimed; /* tiles */
 
   float *scratch(int thread, int64_t floats) {
     float *p = (float *)diffit_cpu_scratch(ctx, thread, 0, (size_t)floats * sizeof(float));
@@ -101,101 +106,109 @@ struct GemmCall {
     if (stage) packB(b.at(0), sharedPanel(first, block), first, last, block, stage);
   }
 
-  /* One tile of y, over one split of k. */
-  void tile(int64_t index, int thread) {
+  int64_t claim() { return __atomic_fetch_add(&claimed, 1, __ATOMIC_RELAXED); }
+
+  /* Tiles until there are no more. Which one comes next is known while a thread is at work, so that it can be fetched. */
+  void tiles(int thread) {
+    for (int64_t index = claim(); index < plan.tasks() && !failed;) index = tile(index, thread);
+  }
+
+  /* One tile of y, over one split of k. Returns the next tile. */
+  int64_t tile(int64_t index, int thread) {
     const GemmPlan &p = plan;
-    const int64_t colTile = index % p.colTiles, rowTile = index / p.colTiles % p.rowTiles;
-    const int64_t part = index / (p.colTiles * p.rowTiles), split = part % p.splits, item = part / p.splits;
+    const TileIndex at = p.tileAt(index);
     Tile t;
-    t.i0 = rowTile * p.tileRowPanels, t.i1 = imin(t.i0 + p.tileRowPanels, p.rowPanels);
-    t.j0 = colTile * p.tileColPanels, t.j1 = imin(t.j0 + p.tileColPanels, p.colPanels);
-    t.firstBlock = split * p.splitBlocks, t.endBlock = imin(t.firstBlock + p.splitBlocks, p.blocks);
-    t.firstRow = item * p.m;
+    t.i0 = at.row * p.tileRowPanels, t.i1 = imin(t.i0 + p.tileRowPanels, p.rowPanels);
+    t.j0 = at.col * p.tileColPanels, t.j1 = imin(t.j0 + p.tileColPanels, p.colPanels);
+    t.firstBlock = at.split * p.splitBlocks, t.endBlock = imin(t.firstBlock + p.splitBlocks, p.blocks);
+    t.firstRow = at.item * p.m;
     t.stride = imin(t.j1 * kMaxCols, p.paddedCols) - t.j0 * kMaxCols;
+    t.fetches.clear();
 
     const int64_t rows = p.rowOf(t.i1) - p.rowOf(t.i0);
     const int64_t aFloats = imax(kGroupLines, p.panelRows) * p.depth + kMaxCols;
     const int64_t bFloats = p.shareB ? 0 : t.stride * p.depth;
     const int64_t sumFloats = t.firstBlock + 1 < t.endBlock && p.splits == 1 ? rows * t.stride : kMaxRows * kMaxCols;
     t.b = scratch(thread, bFloats + sumFloats + kMaxLines * p.depth + aFloats);
-    if (!t.b) return;
+    if (!t.b) return p.tasks();
     t.sums = t.b + bFloats;
     t.stage = t.sums + roundUp(sumFloats, 16);
     t.a = t.stage + roundUp(kMaxLines * p.depth, 16);
     if (p.splits > 1) {
       t.stride = p.paddedCols;
-      t.sums = partial + (part * p.m + p.rowOf(t.i0)) * t.stride + t.j0 * kMaxCols;
+      t.sums = partial + ((at.item * p.splits + at.split) * p.m + p.rowOf(t.i0)) * t.stride + t.j0 * kMaxCols;
     }
-    const A aItem = a.at(item);
-    const B bItem = b.at(item);
+    const A aItem = a.at(at.item);
+    const B bItem = b.at(at.item);
+    int64_t next = 0;
     for (int64_t block = t.firstBlock; block < t.endBlock; block++) {
       const float *panels = p.shareB ? sharedPanel(t.j0, block) : t.b;
       if (!p.shareB) packB(bItem, t.b, t.j0, t.j1, block, t.stage);
-      t.ahead = lookAhead(t, index, block);
+      if (block == t.endBlock - 1)
+        lookAhead(t, next = claim());
+      else
+        lookAhead(t, bItem, t.j0, t.j1, block + 1);
+      const int64_t depth = p.blockDepth(block), k0 = block * p.depth;
       for (int64_t i = t.i0, end; i < t.i1; i = end) {
         end = p.rowGroupEnd(i, t.i1);
-        const int64_t depth = p.blockDepth(block), k0 = block * p.depth;
         if constexpr (hasRows<A>()) {
           for (; i < end; i++) {
             const Lines lines = aItem.rows(p.rowOf(i), p.rowsOf(i), k0, depth, t.a);
-            row(t, bItem, lines, panels, block, i);
+            t.nextA = Walk();
+            if (i + 1 < t.i1)
+              t.nextA = Walk(regionOf(aItem, p.rowOf(i + 1), p.rowsOf(i + 1), k0, depth, 0), t.j1 - t.j0);
+            row(t, lines, panels, block, i);
           }
         } else {
           packPanels(aItem, t.a, p.rowsOf(i), p.rowOf(i), p.rowOf(end) - p.rowOf(i), k0, depth, t.stage);
           const float *lines = t.a;
           for (const int64_t step = p.rowsOf(i) * depth; i < end; i++, lines += step)
-            row(t, bItem, {lines, 0}, panels, block, i);
+            row(t, {lines, p.rowsOf(i)}, panels, block, i);
         }
       }
     }
+    return next;
   }
 
-  /* After this block of the tile comes its next one, or the first of a tile that this thread is likely to get. */
-  Ahead lookAhead(const Tile &t, int64_t index, int64_t block) const {
+  /* While one block is multiplied, the next one to pack is fetched: panels begin .. end of B. */
+  void lookAhead(Tile &t, const B &matrix, int64_t begin, int64_t end, int64_t block) const {
     const GemmPlan &p = plan;
-    int64_t j = t.j0, next = block + 1;
-    if (next == t.endBlock) {
-      const int64_t colTile = index % p.colTiles + diffit_cpu_threads(ctx);
-      j = colTile * p.tileColPanels, next = t.firstBlock;
-      if (colTile >= p.colTiles) return {};
-    }
-    if (p.shareB) return {};
-    const int64_t line = j * kMaxCols, endLine = imin((j + p.tileColPanels) * kMaxCols, p.n);
-    const int64_t first = next * p.depth, end = first + p.blockDepth(next);
-    const int64_t fetches = (endLine - line) * ceilDiv(end - first, 16), calls = (t.i1 - t.i0) * (t.j1 - t.j0);
-    return {line, endLine, first, first, end, ceilDiv(fetches, calls)};
+    const int64_t line = begin * kMaxCols, lines = imin(end * kMaxCols, p.n) - line;
+    t.nextB = Walk();
+    if (!p.shareB)
+      t.nextB =
+          Walk(regionOf(matrix, line, lines, block * p.depth, p.blockDepth(block), 0), (t.i1 - t.i0) * (t.j1 - t.j0));
   }
-  static void fetch(const B &matrix, Ahead &ahead) {
-    for (int64_t i = 0; i < ahead.step && ahead.line < ahead.endLine; i++) {
-      fetchAhead(matrix, ahead.line, ahead.k, 0);
-      ahead.k += 16;
-      if (ahead.k < ahead.end) continue;
-      ahead.k = ahead.first;
-      ahead.line++;
-    }
+  void lookAhead(Tile &t, int64_t index) const {
+    const GemmPlan &p = plan;
+    t.nextB = Walk();
+    if (index >= p.tasks()) return;
+    const TileIndex at = p.tileAt(index);
+    const int64_t begin = at.col * p.tileColPanels, end = imin(begin + p.tileColPanels, p.colPanels);
+    lookAhead(t, b.at(at.item), begin, end, at.split * p.splitBlocks);
   }
 
   /* One panel of A against all columns of the tile, at one block of k. */
-  void row(Tile &t, const B &bItem, const Lines &lines, const float *bPanel, int64_t block, int64_t i) {
+  void row(Tile &t, const Lines &lines, const float *bPanel, int64_t block, int64_t i) {
     const GemmPlan &p = plan;
     const int64_t depth = p.blockDepth(block), row = p.rowOf(i), rows = p.rowsOf(i), global = t.firstRow + row;
     const bool add = block > t.firstBlock, finish = block == t.endBlock - 1 && p.splits == 1;
     const bool single = !add && finish, plain = p.splits == 1 && epilogue.plain();
     for (int64_t j = t.j0; j < t.j1; j++) {
       const int64_t col = j * kMaxCols, width = p.panelCols(j), cols = imin(width, p.n - col);
-      fetch(bItem, t.ahead);
-      if (finish) epilogue.prefetch(global, rows, col, cols);
       const bool straight = plain && cols == width;
       const int64_t stride = straight ? p.n : single ? kMaxCols : t.stride;
       float *sums = straight ? (float *)epilogue.y.data + global * p.n + col
                     : single ? t.sums
                              : t.sums + (row - p.rowOf(t.i0)) * stride + col - t.j0 * kMaxCols;
-      if constexpr (hasRows<A>())
-        (width == kMaxCols ? lineKernelOf<2, Kernels>(rows) : lineKernelOf<1, Kernels>(rows))(
-            depth, lines.data, lines.stride, bPanel, sums, stride, add);
-      else
-        (width == kMaxCols ? microKernelOf<2, Kernels>(rows) : microKernelOf<1, Kernels>(rows))(
-            depth, lines.data, bPanel, sums, stride, add);
+      t.fetches.used = 0;
+      if (straight || !single) t.fetches.spans({(const char *)sums, rows, width * 4, stride * 4});
+      if (finish && !straight) epilogue.fetch(&t.fetches, global, rows, col, cols);
+      t.nextB.take(&t.fetches);
+      t.nextA.take(&t.fetches);
+      const Kernel kernel =
+          width == kMaxCols ? kernelOf<2, givesLines<A>(), Kernels>(rows) : kernelOf<1, givesLines<A>(), Kernels>(rows);
+      kernel(depth, lines.data, lines.stride, bPanel, sums, stride, add, {t.fetches.at, 1});
       if (finish && !straight) finishTile(epilogue, sums, stride, global, rows, col, cols);
       bPanel += width * depth;
     }
@@ -221,9 +234,9 @@ template <class A, class B>
 static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const Epilogue &epilogue, int64_t batch,
                               int64_t m, int64_t n, int64_t k, bool oneB) {
   if (batch == 0 || m == 0 || n == 0) return DIFFIT_OK;
-  const GemmPlan plan =
-      planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : kLeftPacks * packWork(a), packWork(b));
-  GemmCall<A, B> call = {ctx, a, b, epilogue, plan, nullptr, nullptr, 0};
+  const GemmPlan plan = planGemm(batch, m, n, k, oneB, hasRows<A>() ? rowWork<A>(0) : kLeftPacks * packWork(a),
+                                 packWork(b), diffit_cpu_threads(ctx));
+  GemmCall<A, B> call = {ctx, a, b, epilogue, plan, nullptr, nullptr, 0, 0};
   if (plan.shareB) {
     call.sharedB = (float *)diffit_cpu_shared(ctx, 0, (size_t)(k * plan.paddedCols) * sizeof(float));
     if (!call.sharedB) call.failed = 1;
@@ -237,7 +250,8 @@ static diffit_status multiply(diffit_context *ctx, const A &a, const B &b, const
     parallelChunks(ctx, plan.blocks * ceilDiv(plan.colPanels, kGroupPanels), 1,
                    [&](int64_t index, int64_t, int thread) { call.packShared(index, thread); });
   if (!call.failed)
-    parallelChunks(ctx, plan.tasks(), 1, [&](int64_t index, int64_t, int thread) { call.tile(index, thread); });
+    parallelChunks(ctx, imin(plan.tasks(), diffit_cpu_threads(ctx)), 1,
+                   [&](int64_t, int64_t, int thread) { call.tiles(thread); });
   if (call.failed)
     return diffit_cpu_fail(ctx, DIFFIT_OUT_OF_MEMORY,
                            "no scratch memory for a product of [%lld, %lld] and [%lld, %lld]", (long long)m,

@@ -43,17 +43,14 @@ struct Epilogue {
     return grid.offset + row % grid.width * grid.stepX + line % grid.height * grid.stepY +
            line / grid.height * grid.stepB;
   }
-  /* Asks for what finishing this tile will touch, so that memory works while the tile is computed. */
-  void prefetch(int64_t row, int64_t rows, int64_t col, int64_t cols) const {
+  /* What finishing this tile will touch. */
+  void fetch(FetchList *list, int64_t row, int64_t rows, int64_t col, int64_t cols) const {
     for (int64_t r = row; r < row + rows; r++) {
       const int64_t offset = rowOffset(r) + col;
-      for (int64_t i = 0; i < cols + 15; i += 16) {
-        const int64_t at = offset + imin(i, cols - 1);
-        __builtin_prefetch((y + at).data, 1);
-        if (pre) __builtin_prefetch((pre + at).data, 1);
-        if (gateInput) __builtin_prefetch((gateInput + at).data);
-        if (residual && residual.data != y.data) __builtin_prefetch((residual + at).data);
-      }
+      list->span((y + offset).data, cols << y.shift);
+      if (pre) list->span((pre + offset).data, cols << pre.shift);
+      if (gateInput) list->span((gateInput + offset).data, cols << gateInput.shift);
+      if (residual && residual.data != y.data) list->span((residual + offset).data, cols << residual.shift);
     }
   }
 };

@@ -9,8 +9,8 @@
  * that fills panel[d * width + i] = element(line + i, k0 + d) for i < lines, d < depth, and 0 for lines <= i < width.
  * `stage` is scratch of kMaxLines * depth floats. Traffic: each element is read once and written once.
  *
- * A packer may have, too: rows(), lines of a left operand for lineKernel, as they lie or copied, with kRowWork, what that costs an
- * element (as packWork); and fetch(line, k), which brings the 16 numbers of a line from k on to L2.
+ * A packer may have, too: rows(), a left operand's for the kernels, as they lie or copied, with kLines, whether for lineKernel or
+ * stepKernel, and kRowWork, what that costs an element (as packWork); and region(), the memory that packing some lines reads.
  */
 #ifndef DIFFIT_CPU_GEMM_PACK_H
 #define DIFFIT_CPU_GEMM_PACK_H
@@ -98,7 +98,7 @@ static void transposeRows(float *panel, int64_t width, const float *const *rows,
   const int64_t whole = lines < 4 ? 0 : depth / 4 * 4;
   for (int64_t d0 = 0; d0 < whole; d0 += 32) {
     const int64_t d1 = imin(d0 + 32, whole);
-    for (int64_t i = 0; i < lines; i++) {
+    for (int64_t i = 0; ahead > 0 && i < lines; i++) {
       prefetchFar(rows[i], ahead + d0);
       prefetchFar(rows[i], ahead + d0 + 16);
     }
@@ -118,7 +118,7 @@ static void transposeRows(float *panel, int64_t width, const float *const *rows,
     for (int64_t i = 0; i < lines; i++) panel[d * width + i] = rows[i][d];
 }
 
-/* Some lines of A at one block of k: packed, or `stride` apart. */
+/* Some rows of A at one block of k, for the kernels: lines, or steps of k, `stride` apart. */
 struct Lines {
   const float *data;
   int64_t stride;
@@ -128,15 +128,19 @@ struct Lines {
 struct LineMatrix {
   const float *data;
   int64_t stride, step; /* to the next line; to the next matrix of the batch */
-  static constexpr double kRowWork = 2;
+  static constexpr bool kLines = true;
+  static constexpr double kRowWork = 4;
   LineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
   const float *line(int64_t index, float *) const { return data + index * stride; }
   Lines rows(int64_t line, int64_t, int64_t k0, int64_t, float *) const { return {data + line * stride + k0, stride}; }
-  void fetch(int64_t line, int64_t k) const { prefetchFar(data, line * stride + k); }
-  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *) const {
+  Region region(int64_t line, int64_t lines, int64_t k0, int64_t depth) const {
+    return {(const char *)(data + line * stride + k0), lines, depth * 4, stride * 4};
+  }
+  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *,
+            bool last) const {
     const float *rows[kMaxLines];
     for (int64_t i = 0; i < lines; i++) rows[i] = data + (line + i) * stride + k0;
-    transposeRows(panel, width, rows, lines, depth, width * stride);
+    transposeRows(panel, width, rows, lines, depth, last ? 0 : width * stride);
   }
 };
 
@@ -145,6 +149,12 @@ static void widenRun(const Bf16 *from, float *to, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
   if (i < n) storePartial(to + i, loadPartial(from + i, n - i), n - i);
 }
+/* A short one, as that of f32. */
+DIFFIT_INLINE void copyRun(float *to, const Bf16 *from, int64_t n) {
+  if (n < kLanes) return storePartial(to, loadPartial(from, n), n);
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  store(to + n - kLanes, load(from + n - kLanes));
+}
 
 /* The same in bf16: half the bytes from memory, widened on the way. As a left operand its lines are copied, kLinePad numbers apart so
    that they do not all fall on the same sets of the cache; a panel is transposed in pairs of steps of k, which are then
@@ -152,6 +162,7 @@ static void widenRun(const Bf16 *from, float *to, int64_t n) {
 struct Bf16LineMatrix {
   const Bf16 *data;
   int64_t stride, step;
+  static constexpr bool kLines = true;
   static constexpr double kRowWork = 8;
   static constexpr int64_t kLinePad = 16;
   Bf16LineMatrix at(int64_t item) const { return {data + item * step, stride, step}; }
@@ -164,13 +175,16 @@ struct Bf16LineMatrix {
     for (int64_t i = 0; i < lines; i++) widenRun(data + (line + i) * stride + k0, to + i * apart, depth);
     return {to, apart};
   }
-  void fetch(int64_t line, int64_t k) const { prefetchFar((const float *)data, (line * stride + k) / 2); }
-  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage) const {
+  Region region(int64_t line, int64_t lines, int64_t k0, int64_t depth) const {
+    return {(const char *)(data + line * stride + k0), lines, depth * 2, stride * 2};
+  }
+  void pack(float *panel, int64_t width, int64_t line, int64_t lines, int64_t k0, int64_t depth, float *stage,
+            bool last) const {
     const float *rows[kMaxLines];
     const Bf16 *from = data + line * stride + k0;
     for (int64_t i = 0; i < lines; i++) rows[i] = (const float *)(from + i * stride);
     const int64_t pairs = depth / 2;
-    transposeRows(stage, width, rows, lines, pairs, width * stride / 2);
+    transposeRows(stage, width, rows, lines, pairs, last ? 0 : width * stride / 2);
     for (int64_t d = 0; d < pairs; d++) {
       float *even = panel + 2 * d * width, *odd = even + width;
       int64_t i = 0;
@@ -186,9 +200,9 @@ struct Bf16LineMatrix {
       }
     }
     if (depth % 2 == 0) return;
-    float *last = panel + (depth - 1) * width;
-    for (int64_t i = 0; i < lines; i++) last[i] = widen(from[i * stride + depth - 1]);
-    zeroRun(last + lines, width - lines);
+    float *odd = panel + (depth - 1) * width;
+    for (int64_t i = 0; i < lines; i++) odd[i] = widen(from[i * stride + depth - 1]);
+    zeroRun(odd + lines, width - lines);
   }
 };
 
@@ -198,9 +212,26 @@ struct DepthMatrixOf {
   const T *data;
   int64_t stride, step; /* to the next k; to the next matrix of the batch */
   DepthMatrixOf at(int64_t item) const { return {data + item * step, stride, step}; }
+  Region region(int64_t line, int64_t lines, int64_t k0, int64_t depth) const {
+    const int64_t size = (int64_t)sizeof(T);
+    return {(const char *)(data + k0 * stride + line), depth, lines * size, stride * size};
+  }
 };
 typedef DepthMatrixOf<float> DepthMatrix;
 typedef DepthMatrixOf<Bf16> Bf16DepthMatrix;
+
+/* The same in f32 as a left operand, which stepKernel reads where it lies. */
+struct DepthRows {
+  const float *data;
+  int64_t stride, step;
+  static constexpr bool kLines = false;
+  static constexpr double kRowWork = 10;
+  DepthRows at(int64_t item) const { return {data + item * step, stride, step}; }
+  Lines rows(int64_t line, int64_t, int64_t k0, int64_t, float *) const { return {data + k0 * stride + line, stride}; }
+  Region region(int64_t line, int64_t lines, int64_t k0, int64_t depth) const {
+    return {(const char *)(data + k0 * stride + line), depth, lines * 4, stride * 4};
+  }
+};
 
 /* Panels of `width` lines, one after the other, from `line` on until `lines` are packed. */
 template <class Packer>
@@ -208,6 +239,22 @@ static void packPanels(const Packer &packer, float *panels, int64_t width, int64
                        int64_t depth, float *stage) {
   for (; lines > 0; panels += width * depth, line += width, lines -= width)
     packer.pack(panels, width, line, imin(width, lines), k0, depth, stage);
+}
+
+/* So that lines do not ask for memory beyond the last panel, which may be fetched already, or not be wanted. */
+template <class Packer>
+static void packLines(const Packer &packer, float *panels, int64_t width, int64_t line, int64_t lines, int64_t k0,
+                      int64_t depth, float *stage) {
+  for (; lines > 0; panels += width * depth, line += width, lines -= width)
+    packer.pack(panels, width, line, imin(width, lines), k0, depth, stage, lines <= width);
+}
+static void packPanels(const LineMatrix &packer, float *panels, int64_t width, int64_t line, int64_t lines, int64_t k0,
+                       int64_t depth, float *stage) {
+  packLines(packer, panels, width, line, lines, k0, depth, stage);
+}
+static void packPanels(const Bf16LineMatrix &packer, float *panels, int64_t width, int64_t line, int64_t lines,
+                       int64_t k0, int64_t depth, float *stage) {
+  packLines(packer, panels, width, line, lines, k0, depth, stage);
 }
 
 /* A run of a panel's width, known to be kMaxCols or at most a vector. */

@@ -70,6 +70,7 @@ static diffit_status adam_op(diffit_context *ctx, const diffit_list *params, con
   REQUIRE(step >= 1);
   REQUIRE(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1);
   const float gradScale = scale ? f32(scale)[0] : 1.0f;
+  if (gradScale != gradScale) return DIFFIT_OK;
   const float b1 = (float)beta1, c1 = (float)(1 - beta1), b2 = (float)beta2, c2 = (float)(1 - beta2);
   const float stepSize = (float)(lr / (1 - ::pow(beta1, (double)step)));
   const float correction = (float)(1 / ::sqrt(1 - ::pow(beta2, (double)step))), e = (float)eps;
@@ -134,7 +135,7 @@ static double squareSumRow(const float *x, int64_t n) {
 static diffit_status square_sum_op(diffit_context *ctx, const diffit_list *xs, diffit_tensor *y) {
   REQUIRE(sameLists(xs, xs));
   REQUIRE_F32(y);
-  REQUIRE(numel(y) == 1);
+  REQUIRE(numel(y) == 1 || numel(y) == 1 + xs->count);
   int64_t capacity = 1;
   for (int64_t t = 0; t < xs->count; t++) capacity += ceilDiv(numel(&xs->items[t]), kListChunk);
   double *partials = (double *)diffit_cpu_shared(ctx, 1, (size_t)capacity * sizeof(double));
@@ -146,6 +147,14 @@ static diffit_status square_sum_op(diffit_context *ctx, const diffit_list *xs, d
   double total = 0;
   for (int64_t c = 0; c < chunks; c++) total += partials[c];
   f32(y)[0] = (float)total;
+  if (numel(y) == 1) return DIFFIT_OK;
+  for (int64_t t = 0; t < xs->count; t++) {
+    double sum = 0;
+    for (const double *end = partials + ceilDiv(numel(&xs->items[t]), kListChunk); partials < end; partials++) {
+      sum += *partials;
+    }
+    f32(y)[1 + t] = (float)sum;
+  }
   return DIFFIT_OK;
 }
 

@@ -8,7 +8,8 @@
 #define DIFFIT_CPU_SAMPLER_H
 
 struct SamplerStep {
-  const float *x, *output, *a, *b, *noise;
+  const float *x, *a, *b, *noise;
+  Floats output;
   float *y, *denoised, *scaled;
   int64_t size, plane, outSize; /* of a sample, of a channel, of a sample of the output */
   int64_t guided, unguided; /* `unguided`: where the output's second half begins */
@@ -21,7 +22,7 @@ struct SamplerStep {
 template <bool full>
 DIFFIT_INLINE void samplerVector(const SamplerStep &s, int64_t sample, int64_t at, const float *z, int64_t n) {
   const int64_t i = sample * s.size + at, from = sample * s.outSize + at;
-  const auto get = [=](const float *p) { return full ? load(p) : loadPartial(p, n); };
+  const auto get = [=](auto p) { return full ? load(p) : loadPartial(p, n); };
   const auto put = [=](float *p, vf v) { full ? store(p, v) : storePartial(p, v, n); };
   const vf x = get(s.x + i);
   vf f = get(s.output + from);
@@ -53,7 +54,7 @@ static diffit_status sampler_step_op(diffit_context *ctx, const diffit_tensor *x
   const int64_t n = numel(x);
   const diffit_tensor *const same[] = {a, b, noise, y, denoised, scaled};
   REQUIRE_F32(x);
-  REQUIRE_F32(output);
+  REQUIRE_FLOAT(output);
   REQUIRE(x->ndim >= 2 && output->ndim == x->ndim);
   for (const diffit_tensor *t : same) REQUIRE(!t || (t->dtype == DIFFIT_F32 && numel(t) == n));
   if (n == 0) return DIFFIT_OK;
@@ -64,9 +65,9 @@ static diffit_status sampler_step_op(diffit_context *ctx, const diffit_tensor *x
   REQUIRE(guided >= 0 && guided <= channels);
   const auto data = [](const diffit_tensor *t) { return t ? f32(t) : nullptr; };
   const SamplerStep s = {
-      f32(x),    f32(output), data(a),   data(b),   data(noise),     f32(y),        data(denoised),   data(scaled),
-      size,      plane,       outSize,   guided,    batch * outSize, (float)scale,  (float)denoisedX, (float)denoisedF,
-      (float)yX, (float)yD,   (float)yA, (float)yB, (float)sigma,    (float)spread, (float)scaledBy,  clip != 0};
+      f32(x),    data(a),   data(b),   data(noise), floatsOf(output), f32(y),        data(denoised),   data(scaled),
+      size,      plane,     outSize,   guided,      batch * outSize,  (float)scale,  (float)denoisedX, (float)denoisedF,
+      (float)yX, (float)yD, (float)yA, (float)yB,   (float)sigma,     (float)spread, (float)scaledBy,  clip != 0};
   const auto run = [=](int64_t at, const float *z, int64_t count) {
     const int64_t sample = at / size, first = at % size, last = first + count;
     for (int64_t e = first; e < last;) {

@@ -79,11 +79,17 @@ constexpr const char *kWidened[] = {
 /* Of these, the operations whose kernels take bf16 wherever ops.def allows it: beside f32 where it says "float". A call with a tensor of
    f16 is converted all the same, whole. */
 constexpr const char *kTakesBf16[] = {
-    "unary",      "unary_backward",      "affine",     "clamp",
-    "binary",     "linear_combination",  "reduce",     "gemm",
-    "upsample2x", "upsample2x_backward", "layer_norm", "layer_norm_backward",
-    "group_norm", "group_norm_backward", "attention",  "attention_backward",
-    "dropout",
+    "unary",        "unary_backward",
+    "affine",       "clamp",
+    "binary",       "where",
+    "reduce",       "linear_combination",
+    "upsample2x",   "upsample2x_backward",
+    "layer_norm",   "layer_norm_backward",
+    "gemm",         "conv2d",
+    "conv2d_dgrad", "conv2d_wgrad",
+    "group_norm",   "group_norm_backward",
+    "attention",    "attention_backward",
+    "dropout",      "sampler_step",
 };
 
 constexpr bool sameText(const char *a, const char *b) {

@@ -113,13 +113,14 @@ struct TileGrid {
   Place at(int64_t tile) const { return {tile / columns / rows, tile / columns % rows * side, tile % columns * side}; }
 };
 
-/* Where the pixels of a square of an image [batch, height, width, channels] lie; those outside are `zeros`. */
+/* Where the pixels of a square of an image [batch, height, width, channels] of f32 or bf16 lie; those outside are `zeros`. */
+template <class T>
 struct TileImage {
-  const float *data;
+  const T *data;
   int64_t height, width, channels;
-  const float *zeros; /* at least `channels` of them */
+  const T *zeros; /* at least `channels` of them */
   template <int Side>
-  void locate(int64_t item, int64_t y0, int64_t x0, const float **pixels) const {
+  void locate(int64_t item, int64_t y0, int64_t x0, const T **pixels) const {
     for (int i = 0; i < Side * Side; i++) {
       const int64_t y = y0 + i / Side, x = x0 + i % Side;
       const bool inside = y >= 0 && y < height && x >= 0 && x < width;
@@ -129,8 +130,12 @@ struct TileImage {
 };
 
 /* n of the kLanes numbers at p; the others 0. */
-DIFFIT_INLINE vf loadFirst(const float *p, int64_t n) { return n >= kLanes ? load(p) : loadPartial(p, n); }
-DIFFIT_INLINE void storeFirst(float *p, vf v, int64_t n) {
+template <class P>
+DIFFIT_INLINE vf loadFirst(P p, int64_t n) {
+  return n >= kLanes ? load(p) : loadPartial(p, n);
+}
+template <class P>
+DIFFIT_INLINE void storeFirst(P p, vf v, int64_t n) {
   if (n >= kLanes)
     store(p, v);
   else
@@ -140,7 +145,9 @@ DIFFIT_INLINE void storeFirst(float *p, vf v, int64_t n) {
 /* Which of the two forms, if any, a 3x3 convolution of unit stride takes: 4, 2 or 0 for the implicit product. The costs are those
    measured with AVX-512, in multiply-adds for each pair of an input and an output channel: of the products, of transforming
    the weights, and of transforming tiles, which all channels of the other side share. Where sums are short the rounding of F(4, 3)'s
-   transforms shows beside that of the sums, so it is for many channels. */
+   transforms shows beside that of the sums, so it is for many channels: forward, of images and of weights. Its errors there are 8e-7 of the
+   result in the Euclidean norm, the implicit product's 3.5e-7; of the largest number at most 2.5e-6, also for images of mean 100
+   and deviation 1. */
 static int winogradSide(int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t lines) {
   if (imin(depth, lines) < 32) return 0;
   const double pairs = 1.0 / (double)imin(depth, lines);

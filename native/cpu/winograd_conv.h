@@ -19,8 +19,9 @@ static constexpr int64_t kSumDepth = 64;
 static constexpr int64_t kTileBlocks = 4; /* at least, where there are tiles for them */
 
 /* The 3x3 weights [O, 3, 3, I] of a convolution: lines are its output channels. */
+template <class T>
 struct Taps {
-  const float *data;
+  const T *data;
   int64_t depth, lines;
   bool reversed; /* of the gradient: data is [depth, 3, 3, lines], the last tap first */
 };
@@ -38,16 +39,16 @@ static void transposeStage(float *panel, int64_t width, const float *rows, int64
     for (int64_t i = 0; i < lines; i++) panel[d * width + i] = rows[i * kLanes + d];
 }
 
-template <int M>
+template <int M, class T>
 struct WinogradConv {
   static constexpr int kSide = M + 2, kProducts = kSide * kSide;
 
   diffit_context *ctx;
-  TileImage image; /* its channels are K */
-  Taps taps;
+  TileImage<T> image; /* its channels are K */
+  Taps<T> taps;
   int64_t padTop, padLeft, outHeight, outWidth;
-  const float *bias, *residual;
-  float *y;
+  const float *bias;
+  Floats residual, y;
   TileGrid grid;
 
   int64_t panelRows, blockPanels; /* tiles a panel, panels a block */
@@ -73,7 +74,7 @@ struct WinogradConv {
   void packReversed(float *to, int64_t step, int64_t cols, int64_t line, int64_t k0, int64_t depth) const {
     vf g[9], t[kProducts];
     for (int64_t k = 0; k < depth; k++) {
-      const float *from = taps.data + (k0 + k) * 9 * taps.lines + line;
+      const T *from = taps.data + (k0 + k) * 9 * taps.lines + line;
       for (int i = 0; i < 9; i++) g[i] = loadFirst(from + (8 - i) * taps.lines, taps.lines - line);
       transformTile<3, kSide>(g, t, Winograd<M>::taps);
       for (int i = 0; i < kProducts; i++) store(to + i * step + k * cols, t[i]);
@@ -83,7 +84,7 @@ struct WinogradConv {
     float stage[kProducts * kLanes * kLanes];
     vf g[9], t[kProducts];
     for (int64_t l = 0; l < kLanes; l++) {
-      const float *from = taps.data + (line + l) * 9 * taps.depth + k0;
+      const T *from = taps.data + (line + l) * 9 * taps.depth + k0;
       for (int i = 0; i < 9; i++) g[i] = line + l < taps.lines ? loadFirst(from + i * taps.depth, depth) : vf{};
       transformTile<3, kSide>(g, t, Winograd<M>::taps);
       for (int i = 0; i < kProducts; i++) store(stage + (i * kLanes + l) * kLanes, t[i]);
@@ -93,10 +94,10 @@ struct WinogradConv {
 
   /* One panel of V, with `step` numbers between the products. Past the last tile it repeats that. */
   void packTiles(float *to, int64_t step, int64_t first) const {
-    const float *pixels[kMaxRows][kProducts];
+    const T *pixels[kMaxRows][kProducts];
     for (int64_t r = 0; r < panelRows; r++) {
       const TileGrid::Place p = grid.at(imin(first + r, grid.count - 1));
-      image.locate<kSide>(p.item, p.y - padTop, p.x - padLeft, pixels[r]);
+      image.template locate<kSide>(p.item, p.y - padTop, p.x - padLeft, pixels[r]);
     }
     float stage[kProducts * kMaxRows * kLanes];
     for (int64_t k = 0; k < taps.depth; k += kLanes) {
@@ -112,8 +113,9 @@ struct WinogradConv {
     }
   }
 
-  /* The pixels of one tile, channels col .. col + cols, from its sums, which are `step` numbers apart. */
-  void finish(const float *sums, int64_t step, int64_t tile, int64_t col, int64_t cols) const {
+  /* The pixels of one tile, channels col .. col + cols, from its sums, which are `step` numbers apart. Y: the pointer to numbers of y. */
+  template <class Y>
+  void finish(const float *sums, int64_t step, int64_t tile, int64_t col, int64_t cols, Y to, Y more) const {
     const TileGrid::Place p = grid.at(tile);
     const int64_t rows = imin(M, outHeight - p.y), columns = imin(M, outWidth - p.x);
     for (int64_t c = 0; c < cols; c += kLanes) {
@@ -126,7 +128,7 @@ struct WinogradConv {
         for (int64_t x = 0; x < columns; x++) {
           const int64_t at = ((p.item * outHeight + p.y + v) * outWidth + p.x + x) * taps.lines + col + c;
           const vf pixel = pixels[v * M + x] + shift;
-          storeFirst(y + at, residual ? pixel + loadFirst(residual + at, n) : pixel, n);
+          storeFirst(to + at, more ? pixel + loadFirst(more + at, n) : pixel, n);
         }
     }
   }
@@ -149,9 +151,17 @@ struct WinogradConv {
           for (int64_t k = 0; k < depth; k += kSumDepth)
             kernel(imin(kSumDepth, depth - k), v + i * step + p * panelFloats + k * panelRows, b + k * cols,
                    sums + i * sumStep + p * panelRows * kMaxCols, kMaxCols, k > 0);
-      for (int64_t t = 0; t < tiles; t++)
-        finish(sums + t * kMaxCols, sumStep, first + t, col, imin(cols, taps.lines - col));
+      const int64_t lines = imin(cols, taps.lines - col);
+      if ((y.shift & residual.shift) == 2)
+        finishAll<float *>(sums, sumStep, first, tiles, col, lines, (float *)y.data, (float *)residual.data);
+      else
+        finishAll<AnyFloats>(sums, sumStep, first, tiles, col, lines, y, residual);
     }
+  }
+  template <class Y>
+  void finishAll(const float *sums, int64_t step, int64_t first, int64_t tiles, int64_t col, int64_t cols, Y to,
+                 Y more) const {
+    for (int64_t t = 0; t < tiles; t++) finish(sums + t * kMaxCols, step, first + t, col, cols, to, more);
   }
 
   diffit_status run() {
@@ -164,10 +174,10 @@ struct WinogradConv {
     panelRows = ceilDiv(ceilDiv(grid.count, blocks), blockPanels);
     blocks = ceilDiv(grid.count, blockPanels * panelRows);
     u = (float *)diffit_cpu_shared(ctx, 0, (size_t)(kProducts * depth * paddedCols) * sizeof(float));
-    float *zeros = (float *)diffit_cpu_shared(ctx, 1, (size_t)depth * sizeof(float));
+    T *zeros = (T *)diffit_cpu_shared(ctx, 1, (size_t)depth * sizeof(T));
     if (!u || !zeros) failed = 1;
     if (!failed) {
-      zeroRun(zeros, depth);
+      memset(zeros, 0, (size_t)depth * sizeof(T));
       image.zeros = zeros;
       const int64_t steps = ceilDiv(depth, kLanes);
       parallelChunks(ctx, colPanels * steps, 4, [&](int64_t begin, int64_t end, int) {
@@ -183,12 +193,12 @@ struct WinogradConv {
 };
 
 /* y = conv(image, taps) + bias + residual; bias and residual may be null. */
-template <int M>
-static diffit_status winogradConv(diffit_context *ctx, const TileImage &image, const Taps &taps, int64_t padTop,
-                                  int64_t padLeft, const float *bias, const float *residual, const diffit_tensor *y) {
+template <int M, class T>
+static diffit_status winogradConv(diffit_context *ctx, const TileImage<T> &image, const Taps<T> &taps, int64_t padTop,
+                                  int64_t padLeft, const float *bias, Floats residual, const diffit_tensor *y) {
   const TileGrid grid(M, y->shape[0], y->shape[1], y->shape[2]);
-  WinogradConv<M> conv = {ctx,    image, taps, padTop, padLeft, y->shape[1], y->shape[2], bias, residual,
-                          f32(y), grid,  0,    0,      0,       0,           nullptr,     0};
+  WinogradConv<M, T> conv = {ctx,         image, taps, padTop, padLeft, y->shape[1], y->shape[2], bias, residual,
+                             floatsOf(y), grid,  0,    0,      0,       0,           nullptr,     0};
   return conv.run();
 }
 

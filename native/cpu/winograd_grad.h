@@ -32,14 +32,14 @@ struct ChannelPanels {
   int64_t units() const { return ceilDiv(count, kUnitPanels); }
 };
 
-template <int M>
+template <int M, class T>
 struct WinogradGrad {
   static constexpr int kSide = M + 2, kProducts = kSide * kSide;
 
   diffit_context *ctx;
-  TileImage x, dy;
+  TileImage<T> x, dy;
   int64_t padTop, padLeft;
-  float *dw;
+  Floats dw;
   TileGrid grid;
   ChannelPanels inputs, outputs;
   float *v, *w; /* [chunk][product][panel][tile][width] */
@@ -49,13 +49,13 @@ struct WinogradGrad {
 
   /* Some panels of one chunk, from pixels `From` wide around the tiles, of which the first is `top`, `left` of the output's. */
   template <int From, class Step>
-  void transform(const TileImage &image, const ChannelPanels &panels, int64_t unit, int64_t firstTile, int64_t tiles,
+  void transform(const TileImage<T> &image, const ChannelPanels &panels, int64_t unit, int64_t firstTile, int64_t tiles,
                  int64_t top, int64_t left, float *to, const Step &step) const {
     const int64_t first = unit * kUnitPanels, end = imin(first + kUnitPanels, panels.count);
-    const float *pixels[kChunkTiles][From * From];
+    const T *pixels[kChunkTiles][From * From];
     for (int64_t t = 0; t < tiles; t++) {
       const TileGrid::Place p = grid.at(firstTile + t);
-      image.locate<From>(p.item, p.y - top, p.x - left, pixels[t]);
+      image.template locate<From>(p.item, p.y - top, p.x - left, pixels[t]);
     }
     for (int64_t j = first; j < end; j++)
       for (int64_t t = 0; t < tiles; t++)
@@ -101,7 +101,7 @@ struct WinogradGrad {
   /* dw of one output channel. */
   void finish(int64_t output) const {
     const float *from = sums + output * inputs.padded();
-    float *to = dw + output * 9 * inputs.channels;
+    const AnyFloats to = dw + output * 9 * inputs.channels;
     for (int64_t c = 0; c < inputs.channels; c += kLanes) {
       vf u[kProducts], g[9];
       for (int i = 0; i < kProducts; i++) u[i] = load(from + i * sumFloats() + c);
@@ -114,14 +114,14 @@ struct WinogradGrad {
     const int64_t chunkFloats = kProducts * (inputs.chunkFloats() + outputs.chunkFloats());
     const int64_t chunks = imin(ceilDiv(grid.count, kChunkTiles), imax(1, kTransformedFloats / chunkFloats));
     const int64_t most = imax(inputs.channels, outputs.channels);
-    float *zeros = (float *)diffit_cpu_shared(ctx, 0, (size_t)most * sizeof(float));
+    T *zeros = (T *)diffit_cpu_shared(ctx, 0, (size_t)most * sizeof(T));
     v = (float *)diffit_cpu_shared(ctx, 1, (size_t)(chunks * chunkFloats) * sizeof(float));
     sums = (float *)diffit_cpu_shared(ctx, 2, (size_t)(kProducts * sumFloats()) * sizeof(float));
     if (!zeros || !v || !sums)
       return diffit_cpu_fail(ctx, DIFFIT_OUT_OF_MEMORY, "no scratch memory for a convolution of %lld and %lld channels",
                              (long long)inputs.channels, (long long)outputs.channels);
     w = v + chunks * kProducts * inputs.chunkFloats();
-    zeroRun(zeros, most);
+    memset(zeros, 0, (size_t)most * sizeof(T));
     x.zeros = dy.zeros = zeros;
     for (int64_t first = 0; first < grid.count; first += chunks * kChunkTiles) {
       const int64_t end = imin(first + chunks * kChunkTiles, grid.count);
@@ -136,13 +136,13 @@ struct WinogradGrad {
   }
 };
 
-template <int M>
-static diffit_status winogradGrad(diffit_context *ctx, const TileImage &x, const TileImage &dy, int64_t batch,
-                                  float *dw, int64_t padTop, int64_t padLeft) {
+template <int M, class T>
+static diffit_status winogradGrad(diffit_context *ctx, const TileImage<T> &x, const TileImage<T> &dy, int64_t batch,
+                                  Floats dw, int64_t padTop, int64_t padLeft) {
   const TileGrid grid(M, batch, dy.height, dy.width);
   const ChannelPanels inputs(x.channels, kMaxCols);
   const ChannelPanels outputs(dy.channels, ceilDiv(dy.channels, ceilDiv(dy.channels, kMaxRows)));
-  WinogradGrad<M> grad = {ctx, x, dy, padTop, padLeft, dw, grid, inputs, outputs, nullptr, nullptr, nullptr};
+  WinogradGrad<M, T> grad = {ctx, x, dy, padTop, padLeft, dw, grid, inputs, outputs, nullptr, nullptr, nullptr};
   return grad.run();
 }
 

@@ -45,7 +45,7 @@ bool sameLowLists(const diffit_list *a, const diffit_list *b) {
   return true;
 }
 
-/* Calls step(tensors, chunks before these) for groups of at most kTensors; the lists are as long as the first, or empty. */
+/* Calls step(tensors, chunks before these, tensors before these) for groups of at most kTensors; the lists are as long as the first, or empty. */
 template <class Step>
 diffit_status eachGroup(const diffit_list *const *lists, int pointers, const Step &step) {
   int64_t before = 0;
@@ -63,7 +63,7 @@ diffit_status eachGroup(const diffit_list *const *lists, int pointers, const Ste
       group.size[t] = numel(&lists[0]->items[at + t]);
       group.first[t + 1] = group.first[t] + ceilDiv(group.size[t], kChunk);
     }
-    if (group.first[group.count] > 0) TRY(step(group, before));
+    TRY(step(group, before, at));
     before += group.first[group.count];
   }
   return DIFFIT_OK;
@@ -94,7 +94,8 @@ __global__ void __launch_bounds__(kThreads) listKernel(Tensors group, Body body)
 /* body(pointers of a tensor, first element, Width<4 or 1>) for all elements of all tensors. */
 template <class Body>
 diffit_status forEachOfLists(diffit_context *ctx, const diffit_list *const *lists, int pointers, Body body) {
-  return eachGroup(lists, pointers, [&](const Tensors &group, int64_t) {
+  return eachGroup(lists, pointers, [&](const Tensors &group, int64_t, int64_t) -> diffit_status {
+    if (group.first[group.count] == 0) return DIFFIT_OK;
     return launch(ctx, listKernel<Body>, dim3((unsigned)group.first[group.count]), dim3(kThreads), 0, group, body);
   });
 }
@@ -118,13 +119,14 @@ struct AdamStep {
   /* t: p, grad, m, v, average or null, copy or null */
   template <int kWidth>
   __device__ void operator()(float *const *t, int64_t i, Width<kWidth>) const {
+    const float scale = gradScale ? *gradScale : 1.0f;
+    if (scale != scale) return;
     float w[kWidth], g[kWidth], m[kWidth], v[kWidth], average[kWidth];
     get(t[0], i, w);
     get(t[1], i, g);
     get(t[2], i, m);
     get(t[3], i, v);
     if (t[4]) get(t[4], i, average);
-    const float scale = gradScale ? *gradScale : 1.0f;
 #pragma unroll
     for (int e = 0; e < kWidth; e++) {
       if (masked && !(fabsf(g[e]) < INFINITY)) g[e] = 0;
@@ -183,6 +185,15 @@ __global__ void __launch_bounds__(kThreads) totalKernel(const double *partials, 
   if (threadIdx.x == 0) *y = (float)sum;
 }
 
+/* A block per tensor of the group: the sum of its partials. */
+__global__ void __launch_bounds__(kThreads) eachTotalKernel(Tensors group, const double *partials, float *y) {
+  const int t = blockIdx.x;
+  double sum = 0;
+  for (int64_t i = group.first[t] + threadIdx.x; i < group.first[t + 1]; i += kThreads) sum += partials[i];
+  sum = blockSum<kThreads>(sum, sharedMemory<SumShared>().sums);
+  if (threadIdx.x == 0) y[t] = (float)sum;
+}
+
 }  // namespace
 
 diffit_status adam_op(diffit_context *ctx, const diffit_list *params, const diffit_list *grads, const diffit_list *m,
@@ -221,14 +232,18 @@ diffit_status ema_op(diffit_context *ctx, const diffit_list *averages, const dif
 diffit_status square_sum_op(diffit_context *ctx, const diffit_list *xs, diffit_tensor *y) {
   REQUIRE(sameLists(xs, xs));
   REQUIRE_F32(y);
-  REQUIRE(numel(y) == 1);
+  REQUIRE(numel(y) == 1 || numel(y) == 1 + xs->count);
   int64_t chunks = 0;
   for (int64_t t = 0; t < xs->count; t++) chunks += ceilDiv(numel(&xs->items[t]), kChunk);
   double *partials = (double *)scratch(ctx, 0, (size_t)imax(chunks, 1) * sizeof(double));
   if (!partials) return DIFFIT_OUT_OF_MEMORY;
-  TRY(eachGroup(&xs, 1, [&](const Tensors &group, int64_t before) {
-    return launch(ctx, squareSumKernel, dim3((unsigned)group.first[group.count]), dim3(kThreads), sizeof(SumShared),
-                  group, partials + before);
+  TRY(eachGroup(&xs, 1, [&](const Tensors &group, int64_t before, int64_t at) -> diffit_status {
+    const unsigned blocks = (unsigned)group.first[group.count];
+    if (blocks > 0)
+      TRY(launch(ctx, squareSumKernel, dim3(blocks), dim3(kThreads), sizeof(SumShared), group, partials + before));
+    if (numel(y) == 1) return DIFFIT_OK;
+    return launch(ctx, eachTotalKernel, dim3((unsigned)group.count), dim3(kThreads), sizeof(SumShared), group,
+                  (const double *)(partials + before), f32(y) + 1 + at);
   }));
   return launch(ctx, totalKernel, dim3(1), dim3(kThreads), sizeof(SumShared), (const double *)partials, chunks, f32(y));
 }

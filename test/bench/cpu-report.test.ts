@@ -6,7 +6,7 @@ import t from 'tap';
 import { errorOf, type FileTensor, readTensors, writeTensors } from '../../bench/cpu/files.js';
 import { type CpuReport, judge, median, type Outcome, type Row, ratioOf, shareOf } from '../../bench/cpu/report.js';
 import { implementations, quickWorks, works } from '../../bench/cpu/work.js';
-import { cpuTables, reportsFor, rewriteTables, tablesIn, withTables } from '../../bench/tables.js';
+import { cpuTables, repeatTable, reportsFor, rewriteTables, tablesIn, withTables } from '../../bench/tables.js';
 import { network, networkFlops } from '../../lib/bench/specs.js';
 import { temporaryFolder } from '../train/fixtures.js';
 
@@ -117,6 +117,28 @@ t.test('tables', async (t) => {
   t.match(text, '- b/f32: diffit 1 MiB, torch eager 4 MiB');
 });
 
+t.test('a second run beside the first', async (t) => {
+  const [plain, trained] = report.rows;
+  const second: CpuReport = {
+    ...report,
+    ceilings: { ...ceilings, fma: 9e11 },
+    rows: [
+      { ...plain, outcomes: { diffit: outcome(1, 2), torch: outcome(6, 6) } },
+      { ...trained, outcomes: { diffit: { rounds: [], failure: 'gone' } } },
+      row({ id: 'sgemm/new' }),
+    ],
+  };
+  const text = repeatTable(report, second);
+  t.match(text, 'with ceilings of 900 GFLOP/s and 100.0 GB/s');
+  // Medians 3 and 1.5; ratios by round 3, 1.5 and then 6, 3.
+  t.match(text, '| sgemm/a | 3.00, 1.50 | 0.50 | >= 2x torch: 2.25, 4.50 |');
+  t.match(text, '| train/b/f32 | failed |');
+  t.notMatch(text, 'sgemm/new');
+  const both = { one: report, 'one-repeat': second };
+  t.match(withTables('<!-- table: one-repeat -->\n<!-- end -->', both), text);
+  t.match(withTables('<!-- table: one-repeat -->\n<!-- end -->', { 'one-repeat': second }), cpuTables(second));
+});
+
 t.test('regions of a text', async (t) => {
   const before = 'A\n<!-- table: one -->\nold\n<!-- end -->\nB\n<!-- table: two -->\nkept\n<!-- end -->\nC\n';
   t.same(tablesIn(before), ['one', 'two']);
@@ -128,10 +150,13 @@ t.test('regions of a text', async (t) => {
   t.equal(withTables(after, { one: report }), after, 'twice is once');
   t.throws(() => withTables('<!-- table: one -->\nold\n', { one: report }), /the table one has no <!-- end -->/);
   t.throws(() => withTables(`<!-- table: one -->\nold\n<!-- table: two --><!-- end -->`, {}), /the table one has no/);
-  const file = join(temporaryFolder(t), 'x.md');
-  writeFileSync(file, before);
-  rewriteTables(file, { one: report });
-  t.equal(readFileSync(file, 'utf8'), after);
+  const folder = temporaryFolder(t);
+  const file = join(folder, 'x.md');
+  const alone = before.replace(/<!-- table: two[\s\S]*?end -->/, '');
+  writeFileSync(file, alone);
+  writeFileSync(join(folder, 'one.json'), JSON.stringify(report));
+  rewriteTables(file, folder);
+  t.equal(readFileSync(file, 'utf8'), withTables(alone, { one: report }));
 });
 
 t.test('docs/benchmarks.md has the tables of the committed results', async (t) => {

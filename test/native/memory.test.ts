@@ -48,6 +48,39 @@ t.test('a released block is reused', async (t) => {
   t.equal(memory().reservedBytes, reservedBytes);
 });
 
+t.test('a free block is divided between smaller tensors, and whole again when they are gone', async (t) => {
+  native.release(alloc(8 * MiB));
+  const { reservedBytes } = memory();
+  const parts = [alloc(3 * MiB), alloc(MiB), alloc(4 * MiB)];
+  t.equal(memory().reservedBytes, reservedBytes);
+  for (const [i, id] of parts.entries()) native.write(id, new Uint8Array(MiB).fill(i + 1), 0);
+  for (const [i, id] of parts.entries()) {
+    t.ok(
+      new Uint8Array(await native.read(id)).subarray(0, MiB).every((byte) => byte === i + 1),
+      'parts do not overlap',
+    );
+  }
+  for (const order of [
+    [1, 0, 2],
+    [0, 2, 1],
+    [2, 1, 0],
+  ]) {
+    for (const i of order) native.release(parts[i]);
+    const whole = alloc(8 * MiB);
+    t.equal(memory().reservedBytes, reservedBytes, 'whole again');
+    native.release(whole);
+    parts.splice(0, 3, alloc(3 * MiB), alloc(MiB), alloc(4 * MiB));
+  }
+  native.trim(device);
+  t.equal(memory().reservedBytes, reservedBytes, 'what is in use stays');
+  for (const id of parts) native.release(id);
+  const small = alloc(1000);
+  t.ok(memory().reservedBytes > reservedBytes, 'a small tensor takes none of it');
+  native.release(small);
+  native.trim(device);
+  t.equal(memory().reservedBytes, 0);
+});
+
 t.test('sizes that keep changing do not pile up', async (t) => {
   for (let i = 0; i < 300; i++) native.release(alloc(32 * MiB + i * 2 * MiB));
   const { reservedBytes, peakBytes } = memory();

@@ -4,10 +4,13 @@
  */
 import t from 'tap';
 import '../../lib/autograd.js';
+import { native } from '../../lib/native.js';
 import * as F from '../../lib/nn/functional.js';
 import { scope } from '../../lib/scope.js';
-import { forEachDevice, numbers, toTensor } from '../helpers.js';
+import { Tensor } from '../../lib/tensor.js';
+import { forEachDevice, numbers, testDevices, toTensor } from '../helpers.js';
 import { checkOp, type OpCase } from './check.js';
+import { normError, rounded } from './lowp.js';
 import * as reference from './reference.js';
 
 /** Columns of zeros around images [b, h, w, c], and what is left without them. */
@@ -95,3 +98,55 @@ t.test('no less exact than adding up in f32', (t) =>
     }),
   ),
 );
+
+// Both forms and the implicit product, of bf16 and of images far from zero: against sums in double precision.
+for (const [name, dtype, mean, sizes] of [
+  ['F(4 x 4), bf16', 'bf16', 0, { b: 2, h: 24, w: 24, i: 128, o: 128, k: 3, stride: 1, pad: 1 }],
+  ['F(4 x 4), mean 100', 'f32', 100, { b: 2, h: 24, w: 24, i: 128, o: 128, k: 3, stride: 1, pad: 1 }],
+  ['F(2 x 2), bf16', 'bf16', 0, { b: 3, h: 14, w: 19, i: 40, o: 70, k: 3, stride: 1, pad: 1 }],
+  ['stride 2, bf16', 'bf16', 0, { b: 2, h: 9, w: 11, i: 40, o: 38, k: 3, stride: 2, pad: 1 }],
+  ['1 x 1, bf16', 'bf16', 0, { b: 2, h: 9, w: 7, i: 40, o: 70, k: 1, stride: 1, pad: 0 }],
+  ['three channels, bf16', 'bf16', 0, { b: 2, h: 9, w: 7, i: 3, o: 70, k: 3, stride: 1, pad: 1 }],
+  ['to three channels, bf16', 'bf16', 0, { b: 2, h: 9, w: 7, i: 70, o: 3, k: 3, stride: 1, pad: 1 }],
+] as const) {
+  t.test(`exact sums: ${name}`, async (t) => {
+    const { b, h, w, i, o, k, stride, pad: padding } = sizes;
+    const [oh, ow] = [h, w].map((n) => Math.floor((n + 2 * padding - k) / stride) + 1);
+    const made = (seed: number, shape: number[], shift: number) => {
+      const raw = numbers(
+        seed,
+        shape.reduce((n, d) => n * d, 1),
+      ).map((v) => v + shift);
+      return { shape, data: Float32Array.from(rounded(raw, dtype)) };
+    };
+    const [x, weight, dy] = [made(1, [b, h, w, i], mean), made(2, [o, k, k, i], 0), made(3, [b, oh, ow, o], mean)];
+    const expected = reference.conv2d(x.data, weight.data, sizes, dy.data);
+    for (const device of testDevices().filter((name) => name.startsWith('cpu'))) {
+      await scope(async () => {
+        const [tx, tw, tdy] = [x, weight, dy].map((v) => toTensor(v, { device }).to(dtype));
+        const [y, dx, dw] = [dy, x, weight].map(({ shape }) => Tensor.empty(shape, dtype, device));
+        native.ops.conv2d(tx.id, tw.id, 0, 0, y.id, stride, padding, padding);
+        native.ops.conv2d_dgrad(tdy.id, tw.id, dx.id, stride, padding, padding);
+        native.ops.conv2d_wgrad(tx.id, tdy.id, dw.id, stride, padding, padding);
+        for (const [what, found, exact] of [
+          ['y', y, expected.y],
+          ['dx', dx, expected.dx],
+          ['dw', dw, expected.dw],
+        ] as const) {
+          const data = (await found.data()) as Float32Array;
+          if (dtype === 'bf16') {
+            const off = normError(data, exact);
+            t.ok(off <= 2.5e-3, `${device}: ${what}: ${off.toExponential(1)} <= 2.5e-3`);
+          } else {
+            let [off, most] = [0, 0];
+            for (let at = 0; at < exact.length; at++) {
+              off = Math.max(off, Math.abs(data[at] - exact[at]));
+              most = Math.max(most, Math.abs(exact[at]));
+            }
+            t.ok(off <= 1e-5 * most, `${device}: ${what}: ${(off / most).toExponential(1)} of the largest number`);
+          }
+        }
+      });
+    }
+  });
+}

@@ -6,11 +6,12 @@ import t from 'tap';
 import '../../lib/autograd.js';
 import { type DeviceName, memory, setDefaultDevice } from '../../lib/device.js';
 import { loweredWeight } from '../../lib/ops/precision.js';
-import { Adam, type AdamOptions, AdamW, Ema } from '../../lib/optim/index.js';
+import { squareSums } from '../../lib/optim/clip.js';
+import { Adam, type AdamOptions, AdamW, Ema, squareSum } from '../../lib/optim/index.js';
 import { type LowPrecision, noGrad, scope } from '../../lib/scope.js';
 import type { Shape } from '../../lib/shape.js';
 import { full, type Tensor, tensor } from '../../lib/tensor.js';
-import { assertFails, forEachDevice, numbers, settledMemory, withoutLeaks } from '../helpers.js';
+import { assertClose, assertFails, forEachDevice, numbers, settledMemory, withoutLeaks } from '../helpers.js';
 
 /** Whole chunks of the kernels and parts of them, fours and what is left, single elements, nothing. */
 const shapes: Shape[] = [[3, 4], [5], [1], [0], [16384], [130, 127], [2, 16389]];
@@ -71,6 +72,46 @@ t.test('one pass equals three', (t) =>
         });
       }
     }
+  }),
+);
+
+t.test('with a scale of NaN a step changes nothing', (t) =>
+  forEachDevice(t, async (t, device) => {
+    await withoutLeaks(t, device, async () => {
+      const parameters = weights(device);
+      const all = [...parameters.values()];
+      using ema = new Ema(parameters);
+      using optimizer = new AdamW(parameters);
+      const copies = all.map((weight) => loweredWeight(weight, 'bf16'));
+      const state = () =>
+        bytes([...all, ...ema.averages.values(), ...copies, ...Object.values(optimizer.stateDict().tensors)]);
+      const step = (factor: number) => {
+        for (const weight of all) weight.grad = full(weight.shape, 0.5, { device });
+        optimizer.step({ scale: full([1], factor, { device }), ema: { averages: ema, decay: 0.5 } });
+        optimizer.zeroGrad();
+      };
+      step(1);
+      const before = await state();
+      step(Number.NaN);
+      t.strictSame(await state(), before);
+      step(1);
+      t.strictNotSame(await state(), before);
+    });
+  }),
+);
+
+t.test('sums of squares: of all, and of each', (t) =>
+  forEachDevice(t, async (t, device) => {
+    await scope(async () => {
+      const list = [...weights(device).values(), ...Array.from({ length: 60 }, (_, i) => full([i % 3], i, { device }))];
+      const expected = await Promise.all(
+        list.map(async (x) => Array.from((await x.data()) as Float32Array).reduce((sum, v) => sum + v * v, 0)),
+      );
+      const sums = (await squareSums(list).data()) as Float32Array;
+      const total = expected.reduce((a, b) => a + b, 0);
+      assertClose(t, sums, [total, ...expected], 1e-6, 'sums');
+      t.equal(await squareSum(list).item(), sums[0]);
+    });
   }),
 );
 

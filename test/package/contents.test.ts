@@ -36,10 +36,13 @@ t.test('the package holds what is listed', async (t) => {
   });
   const [packed] = Object.values(JSON.parse(printed)) as { files: { path: string }[]; unpackedSize: number }[];
   const files = packed.files.map(({ path }) => path);
-  const modules = under('lib').map((path) => path.replace(/^lib\//, 'dist/').replace(/\.ts$/, ''));
-  const compiled = modules.flatMap((path) => [`${path}.js`, `${path}.d.ts`]);
+  // Types of every module; code in three entry points and the chunks they share.
+  const compiled = under('lib').map((path) => path.replace(/^lib\//, 'dist/').replace(/\.ts$/, '.d.ts'));
+  compiled.push('dist/index.js', 'dist/cli/main.js', 'dist/cli/quickstart.js');
+  const chunks = files.filter((path) => /^dist\/chunks\/[\w-]+\.js$/.test(path));
+  t.ok(chunks.length > 0 && chunks.length < 80, `${chunks.length} chunks`);
   const sources = under('native').filter((path) => !path.startsWith('native/emulator/'));
   const made = prebuilds.filter((path) => existsSync(join(root, path)));
-  t.same(files.sort(), [...listed, ...compiled, ...sources, ...made].sort());
+  t.same(files.sort(), [...listed, ...compiled, ...chunks, ...sources, ...made].sort());
   t.ok(packed.unpackedSize < 80e6, `${packed.unpackedSize} bytes`);
 });

@@ -2,7 +2,8 @@
 import { join } from 'node:path';
 import t from 'tap';
 import { memory, synchronize } from '../../lib/device.js';
-import { OptionError, TrainError } from '../../lib/errors.js';
+import { NonFiniteError, OptionError } from '../../lib/errors.js';
+import { unary } from '../../lib/ops/elementwise.js';
 import { defaultGenerator } from '../../lib/ops/random.js';
 import { full } from '../../lib/tensor.js';
 import { restoreCheckpoint, saveCheckpoint } from '../../lib/train/checkpoint.js';
@@ -75,22 +76,90 @@ t.test('the schedule and the average go by images seen before the step', async (
   t.same(await bits(trainer.average), await bits(trainer.model), 'a decay of 0 copies the weights');
 });
 
-t.test('a loss that is not finite stops the run and names the step', async (t) => {
+/** A trainer whose steps numbered in `bad` have a loss, or one gradient, that is not finite. */
+function spoilt(bad: number[], what: 'loss' | 'gradient', options: Parameters<typeof tinyTrainer>[0] = {}) {
   const edm = edmObjective();
   const objective: typeof edm = (model, batch, key) => {
     const loss = edm(model, batch, key);
-    return trainer.step === 2 ? loss.mul(Number.NaN) : loss;
+    if (!bad.includes(trainer.step + 1)) return loss;
+    if (what === 'loss') return loss.mul(Number.NaN);
+    // sqrt has an infinite slope at 0: the loss stays as it is, that one gradient does not.
+    return loss.add(unary('sqrt', model.parameters()[0].mul(0)).sum());
   };
-  const trainer = tinyTrainer({ objective });
+  const trainer = tinyTrainer({ objective, ...options });
+  return trainer;
+}
+
+t.test('a loss that is not finite stops the run, names the step, and changes no weight', async (t) => {
+  const trainer = spoilt([3], 'loss');
   const { reports, onStep } = collect();
-  await t.rejects(
-    trainer.run(6, { onStep }),
-    new TrainError('The loss is NaN at step 3 (learning rate 0.00100); training stopped.'),
-  );
+  const error = await trainer.run(6, { onStep }).catch((error) => error);
+  t.type(error, NonFiniteError);
+  t.match(error, { message: 'The loss is NaN at step 3 (learning rate 0.00100).', step: 3, tensors: ['loss'] });
   t.same(
-    reports.map(({ step }) => step),
-    [1, 2],
+    reports.map(({ step, nonFinite }) => [step, nonFinite]),
+    [
+      [1, undefined],
+      [2, undefined],
+      [3, ['loss']],
+      [4, undefined], // was on its way
+    ],
   );
+  await trainer.checkWeights();
+});
+
+t.test('a gradient that is not finite is named by its parameter', async (t) => {
+  for (const gradClip of [undefined, 1]) {
+    const trainer = spoilt([2], 'gradient', { gradClip });
+    const [[name]] = trainer.model.namedParameters();
+    const error = await trainer.run(3).catch((error) => error);
+    t.type(error, NonFiniteError);
+    t.same(error.tensors, [name]);
+    t.match(error.message, `The gradient of ${name} is not finite at step 2 (loss `);
+    await trainer.checkWeights();
+  }
+});
+
+t.test('a step that is left out is as if it had not been taken', async (t) => {
+  // With a learning rate of 0 in its place, weights stay too; but its moments would have moved.
+  const skipped = spoilt([2], 'loss', { nonFinite: 'skip' });
+  const { reports, onStep } = collect();
+  await skipped.run(2, { onStep });
+  const one = tinyTrainer();
+  await one.run(1);
+  t.same(await bits(skipped.model), await bits(one.model));
+  t.same(await bits(skipped.average), await bits(one.average));
+  const moments = async (trainer: typeof one) =>
+    Promise.all(Object.values(trainer.optimizer.stateDict().tensors).map(async (x) => [...(await x.bytes())]));
+  t.same(await moments(skipped), await moments(one));
+  await skipped.run(4, { onStep });
+  t.same(
+    reports.map(({ step, nonFinite }) => [step, nonFinite?.length ?? 0]),
+    [
+      [1, 0],
+      [2, 1],
+      [3, 0],
+      [4, 0],
+    ],
+  );
+  t.ok(reports.slice(2).every(({ loss }) => Number.isFinite(loss)));
+});
+
+t.test('rewinding is asked for at rest, and after ten such steps in a row every run ends', async (t) => {
+  const rewound: number[] = [];
+  const trainer = spoilt([2, 5], 'loss', { nonFinite: 'rewind' });
+  await trainer.run(7, { rewind: async () => void rewound.push(trainer.step) });
+  t.same(rewound, [3, 6], 'the step after was on its way');
+  await t.rejects(trainer.run(8), { name: 'OptionError', message: /"rewind" needs the option rewind/ });
+
+  for (const nonFinite of ['skip', 'rewind'] as const) {
+    const lost = spoilt([...Array(40).keys()], 'gradient', { nonFinite });
+    await t.rejects(lost.run(40, { rewind: async () => undefined }), {
+      name: 'NonFiniteError',
+      message: /^1[01] steps in a row were not finite: The gradient of /,
+    });
+    t.ok(lost.step <= 12, `${lost.step}`);
+  }
 });
 
 t.test('weights that are not finite are not saved', async (t) => {

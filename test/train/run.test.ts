@@ -1,5 +1,14 @@
 /** A run in a folder: what it writes, resuming it, stopping it, and what it refuses. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { loadImage, saveImage } from '../../lib/io/index.js';
@@ -81,6 +90,110 @@ t.test('a run, and the same one killed after five steps and resumed from its che
     await bits((await loadModel(model)).model),
     await bits((await loadModel(join(whole, 'model.safetensors'))).model),
   );
+});
+
+t.test('damaged checkpoints are put aside and the run goes on from the last whole one', async (t) => {
+  const data = await makeData(t);
+  const out = temporaryFolder(t);
+  const notes: string[] = [];
+  const options = {
+    plan: planTraining(recipe(data)),
+    out,
+    checkpointEvery: 1,
+    onNote: (text: string) => notes.push(text),
+  };
+  const first = await TrainingRun.open({ ...options, keepCheckpoints: 4 });
+  await first.train(4);
+  await first.close();
+  const path = (step: number): string => join(out, `checkpoint-000000${step}.safetensors`);
+  truncateSync(path(4), statSync(path(4)).size - 1);
+  const bytes = readFileSync(path(3));
+  bytes[bytes.length - 1000] ^= 1; // one bit
+  writeFileSync(path(3), bytes);
+  const resumed = await TrainingRun.open({ ...options, resume: true });
+  t.equal(resumed.trainer.step, 2);
+  t.match(notes, [
+    /checkpoint-0000004.* is truncated or has extra bytes\. Going on from .*checkpoint-0000003/,
+    /checkpoint-0000003.* does not match its checksum; the file is damaged\. Going on from .*checkpoint-0000002/,
+  ]);
+  await resumed.train(4);
+  await resumed.close();
+  t.same(
+    names(out).filter((name) => name.startsWith('checkpoint')),
+    [3, 4].flatMap((step) => [`checkpoint-000000${step}.safetensors`, `checkpoint-000000${step}.safetensors.damaged`]),
+  );
+
+  for (const step of [3, 4]) writeFileSync(path(step), 'nothing');
+  await t.rejects(TrainingRun.open({ ...options, resume: true }), { name: 'FileFormatError', path: path(3) });
+  t.ok(existsSync(path(4)), 'nothing is put aside when nothing is whole');
+  await t.rejects(TrainingRun.open({ ...options, keepCheckpoints: 0 }), {
+    name: 'OptionError',
+    message: /keepCheckpoints is 0/,
+  });
+});
+
+t.test(
+  'what a killed process leaves is swept away; a run killed before its first checkpoint starts again',
+  async (t) => {
+    const data = await makeData(t);
+    const out = temporaryFolder(t);
+    const open = (resume: boolean) => TrainingRun.open({ plan: planTraining(recipe(data)), out, resume });
+    const run = await open(false);
+    await run.close();
+    writeFileSync(join(out, '.diffit-0123456789ab.tmp'), 'half');
+    writeFileSync(join(out, '.diffit-mine.tmp'), "somebody else's");
+    const again = await open(true);
+    t.equal(again.trainer.step, 0);
+    await again.close();
+    t.same(names(out), ['.diffit-mine.tmp', 'log.jsonl', 'run.json']);
+    const record = JSON.parse(readFileSync(join(out, 'run.json'), 'utf8'));
+    for (const process of [
+      { ...record.process, pid: 1 },
+      { pid: 2 ** 22 + 1, host: 'elsewhere' },
+    ]) {
+      writeFileSync(join(out, 'run.json'), JSON.stringify({ ...record, process }));
+      writeFileSync(join(out, '.diffit-0123456789ab.tmp'), 'half');
+      await (await open(true)).close();
+      t.ok(
+        existsSync(join(out, '.diffit-0123456789ab.tmp')),
+        `perhaps still written by ${process.pid} on ${process.host}`,
+      );
+    }
+  },
+);
+
+t.test('steps that are not finite: a checkpoint before stopping, and rewinding to one', async (t) => {
+  const data = await makeData(t);
+  // A learning rate at which the weights overflow within some steps.
+  const wild = recipe(data, { training: { ...recipe(data).training, lr: 1e16, lrRampImages: 0, gradClip: undefined } });
+  const out = join(temporaryFolder(t), 'stop');
+  const run = await TrainingRun.open({ plan: planTraining(wild), out });
+  const error = await run.train(50).catch((error) => error);
+  await run.close();
+  t.equal(error.name, 'NonFiniteError');
+  t.match(JSON.parse(readFileSync(join(out, 'run.json'), 'utf8')), { status: 'failed', error: error.message });
+  const kept = names(out).filter((name) => name.startsWith('checkpoint'));
+  t.equal(kept.length, 1);
+  const log = await readLog(join(out, 'log.jsonl'));
+  t.match(log[error.step - 1], { step: error.step, nonFinite: error.tensors });
+
+  const notes: string[] = [];
+  const back = join(temporaryFolder(t), 'rewind');
+  const options = {
+    plan: planTraining(wild),
+    nonFinite: 'rewind',
+    onNote: (text: string) => notes.push(text),
+  } as const;
+  const rewinding = await TrainingRun.open({ ...options, out: back });
+  await t.rejects(
+    rewinding.train(200).then((finished) => {
+      if (finished) throw new Error('finished');
+    }),
+    /finished|steps in a row/,
+  );
+  await rewinding.close();
+  t.ok(notes.some((note) => /^Step \d+ was not finite \(.*\) and is left out\.$/.test(note)));
+  t.ok(notes.some((note) => /^Back to the weights of .*checkpoint-0000000\.safetensors\.$/.test(note)));
 });
 
 t.test('a signal ends a run with a checkpoint of the last step', async (t) => {
