@@ -40,8 +40,8 @@ export {
 export { graphStats, setGraphs } from './graph.js';
 export * as io from './io/index.js';
 export * as models from './models/index.js';
-export * as nn from './nn/index.js';
 export type { GraphStats, MemoryStats } from './native.js';
+export * as nn from './nn/index.js';
 export { Generator, manualSeed, type RandomKey, type RandomOptions, rand, randn } from './ops/random.js';
 export * as optim from './optim/index.js';
 export { autocast, keep, type LowPrecision, noGrad, scope } from './scope.js';

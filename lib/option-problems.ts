@@ -61,7 +61,8 @@ function definition(schema: z.ZodType): Definition {
 /** Without .optional(), .default() and the like. */
 function unwrapped(schema: z.ZodType): z.ZodType {
   let inner = schema;
-  for (let next = definition(inner).innerType; next && !inner.description; next = definition(inner).innerType) inner = next;
+  for (let next = definition(inner).innerType; next && !inner.description; next = definition(inner).innerType)
+    inner = next;
   return inner;
 }
 
@@ -100,7 +101,9 @@ function describe(schema: z.ZodType, given?: unknown): string {
     case 'boolean':
       return 'true or false';
     case 'enum':
-      return Object.values(entries ?? {}).map(show).join(' or ');
+      return Object.values(entries ?? {})
+        .map(show)
+        .join(' or ');
     case 'literal':
       return (values ?? []).map(show).join(' or ');
     case 'array':
@@ -122,7 +125,8 @@ function bounds(checks: readonly Check[]): string {
   const high = checks.find(({ check }) => check === 'less_than');
   const multiple = checks.find(({ check }) => check === 'multiple_of');
   let text = '';
-  if (low && high) text = ` from ${low.inclusive ? '' : 'above '}${low.value} to ${high.inclusive ? '' : 'below '}${high.value}`;
+  if (low && high)
+    text = ` from ${low.inclusive ? '' : 'above '}${low.value} to ${high.inclusive ? '' : 'below '}${high.value}`;
   else if (low) text = low.inclusive ? ` of at least ${low.value}` : ` above ${low.value}`;
   else if (high) text = high.inclusive ? ` of at most ${high.value}` : ` below ${high.value}`;
   return multiple ? `${text}${text ? ' and' : ''} a multiple of ${multiple.value}` : text;

@@ -2,8 +2,8 @@
 import { readdir, stat } from 'node:fs/promises';
 import { DataError, OptionError } from '../errors.js';
 import { toFileError } from '../io/files.js';
-import { isCifar10, openCifar10 } from './cifar10.js';
 import { type Fields, parseOptions, schema } from '../options.js';
+import { isCifar10, openCifar10 } from './cifar10.js';
 import type { OpenDataset } from './dataset.js';
 import { type EncodedOptions, encodedFields } from './encoded.js';
 import { openImageFolder } from './image-folder.js';

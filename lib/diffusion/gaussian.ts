@@ -118,7 +118,10 @@ export interface TrainingLossOptions {
 }
 
 const lossSchema = schema((z, is) =>
-  z.strictObject({ noise: is.tensor<Tensor>(), y: is.tensor<Tensor>().optional() } satisfies Fields<TrainingLossOptions>),
+  z.strictObject({
+    noise: is.tensor<Tensor>(),
+    y: is.tensor<Tensor>().optional(),
+  } satisfies Fields<TrainingLossOptions>),
 );
 
 /** Losses from {@link GaussianDiffusion.trainingLosses}: one value per sample, each [B]. */

@@ -1,7 +1,7 @@
 /** Between arrays in host memory and tensors. */
 import type { DeviceName } from '../device.js';
-import { Tensor } from '../tensor.js';
 import { type Fields, parseOptions, schema } from '../options.js';
+import { Tensor } from '../tensor.js';
 import { type HostArray, hostArray, hostValues } from './array.js';
 
 /** Options of {@link toTensor}. */

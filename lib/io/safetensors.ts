@@ -66,10 +66,7 @@ export interface LoadedTensors extends Disposable {
  * @throws {OptionError} An option that is unknown or of the wrong type.
  * @throws {OutOfMemoryError} The device has no memory for the tensors; what was loaded is disposed.
  */
-export async function loadSafetensors(
-  path: string,
-  options: LoadSafetensorsOptions = {},
-): Promise<LoadedTensors> {
+export async function loadSafetensors(path: string, options: LoadSafetensorsOptions = {}): Promise<LoadedTensors> {
   const loaded: [string, Tensor][] = [];
   try {
     const metadata = await forEachTensor(path, (name, tensor) => loaded.push([name, tensor]), options);
@@ -139,7 +136,10 @@ export interface SaveSafetensorsOptions {
 }
 
 const saveSchema = schema((z) =>
-  z.strictObject({ dtype: z.enum(dtypes).optional(), checksums: z.boolean().optional() } satisfies Fields<SaveSafetensorsOptions>),
+  z.strictObject({
+    dtype: z.enum(dtypes).optional(),
+    checksums: z.boolean().optional(),
+  } satisfies Fields<SaveSafetensorsOptions>),
 );
 
 /**

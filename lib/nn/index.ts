@@ -1,6 +1,13 @@
 /** nn: modules with PyTorch-named state dicts, and the functions they are made of. */
 export { type AttendOptions, type AttentionConditioning, TMSA, type TMSAOptions } from './attention.js';
-export { type BlockOptions, type Conditioning, MLP, Modulation, TransformerBlock, type TransformerBlockOptions } from './block.js';
+export {
+  type BlockOptions,
+  type Conditioning,
+  MLP,
+  Modulation,
+  TransformerBlock,
+  type TransformerBlockOptions,
+} from './block.js';
 export { LabelEmbed, type LabelEmbedOptions, TimeEmbed, type TimeEmbedding, type TimeEmbedOptions } from './embed.js';
 export * as functional from './functional.js';
 export { type GuidanceSchedule, guidanceScale, guide, guideHalves } from './guidance.js';

@@ -10,8 +10,8 @@
  */
 import { isFloat } from '../dtype.js';
 import { DeviceError, DisposedError, DTypeError, OptionError, StateDictError } from '../errors.js';
-import { permute } from '../ops/index.js';
 import { checkKeys } from '../ops/check.js';
+import { permute } from '../ops/index.js';
 import { keep, noGrad, scope } from '../scope.js';
 import { format, type Shape, sameShape } from '../shape.js';
 import type { Tensor } from '../tensor.js';

@@ -8,9 +8,9 @@ import { concat, embedding, permute, reshape, slice } from '../ops/index.js';
 import { matmul } from '../ops/linear.js';
 import { defaultGenerator, type RandomKey } from '../ops/random.js';
 import { softmax } from '../ops/reduce.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { HostRandom } from '../random.js';
 import { scope } from '../scope.js';
-import { type Fields, parseOptions, schema } from '../options.js';
 import { type Tensor, type TensorOptions, tensor } from '../tensor.js';
 
 /** The first HostRandom stream (its high word) of the subsets; the words below belong to the data loader. */

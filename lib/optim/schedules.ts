@@ -13,7 +13,7 @@ export function constantLr(lr: number): LrSchedule {
 
 /** Options of {@link rampLr}. */
 export interface RampLrOptions {
-  /** [from, to]: progress between which the rate falls along a half cosine. Default: it stays. */
+  /** `[from, to]`: progress between which the rate falls along a half cosine. Default: it stays. */
   decay?: readonly [from: number, to: number];
   /** What it falls to. Default 0. */
   final?: number;

@@ -31,7 +31,9 @@ import { uploadBatch } from './objective.js';
 
 /** Options of {@link encodeLatents}. */
 export interface EncodeLatentsOptions {
+  /** The images to encode. */
   dataset: Dataset;
+  /** The autoencoder; its encoder is what is used. */
   vae: AutoencoderKL;
   /** Folder of the shards; made if there is none. One that holds some is continued. */
   out: string;

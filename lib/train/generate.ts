@@ -14,6 +14,7 @@ import { defaultSampler, parseSampler, type SamplerOptions, startSampler } from 
 
 /** What turns latents into images; models.AutoencoderKL is one. */
 export interface LatentDecoder {
+  /** Of the autoencoder: what its latents were multiplied by, and the channels of its images. */
   readonly config: { readonly scalingFactor: number; readonly outChannels: number };
   /** Pixels per latent, along a side. */
   readonly factor: number;
@@ -37,6 +38,7 @@ export interface GenerateOptions {
   vae?: LatentDecoder;
   /** Called after every sampler step of every batch. */
   onStep?: (progress: { done: number; total: number }) => void;
+  /** Ends the sampling after the step being computed. */
   signal?: AbortSignal;
 }
 

@@ -23,6 +23,7 @@ import { type Objective, type TensorBatch, uploadBatch } from './objective.js';
 export interface BatchSource extends AsyncIterable<Batch | LatentBatch> {
   /** The position after the batches handed out so far; plain JSON. */
   state(): LoaderState;
+  /** Puts the source back to a position of state(). */
   restore(state: LoaderState): void;
 }
 
@@ -32,8 +33,11 @@ export interface TrainerOptions<M extends Module> {
   model: M;
   /** A second network of the same configuration: holds the moving average of the weights. */
   average: M;
+  /** Of the model's parameters. */
   optimizer: Adam;
+  /** Loss of a batch; a mean over its images. */
   objective: Objective<M>;
+  /** Where the batches come from. */
   loader: BatchSource;
   /** Names all random numbers of the run. Default 0. */
   seed?: number;
@@ -69,10 +73,13 @@ export const nonFinitePolicies = ['stop', 'skip', 'rewind'] as const;
 export interface StepReport {
   /** From 1. */
   step: number;
+  /** Mean over the step's images. */
   loss: number;
+  /** Learning rate of the step. */
   lr: number;
   /** Seen by the end of the step. */
   images: number;
+  /** Since the report before. */
   imagesPerSecond: number;
   /** Before clipping; only with gradClip. */
   gradNorm?: number;
@@ -114,15 +121,21 @@ const mostInRow = 10;
 const streamsPerStep = 2 ** 16;
 const objectiveStreams = 16;
 
+/** Trains a network by an objective, step by step; see {@link TrainerOptions}. {@link TrainingRun} adds folder, log and checkpoints. */
 export class Trainer<M extends Module> {
   /** Steps done. */
   step = 0;
   /** Images seen. */
   images = 0;
+  /** The network that is trained. */
   readonly model: M;
+  /** Its moving average. */
   readonly average: M;
+  /** Of the model's parameters. */
   readonly optimizer: Adam;
+  /** Where the batches come from. */
   readonly loader: BatchSource;
+  /** Names all random numbers of the run. */
   readonly seed: number;
   private readonly ema: Ema;
   private readonly options: TrainerOptions<M>;

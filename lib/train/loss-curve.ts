@@ -2,7 +2,9 @@
 
 /** A point of the curve. */
 export interface LossPoint {
+  /** From 1. */
   step: number;
+  /** Of the step, before any smoothing. */
   loss: number;
 }
 

@@ -37,6 +37,7 @@ const descriptionSchema = schema((z) =>
 
 /** What a model file says about its network; the part of a run's config that stays with the weights. */
 export interface ModelDescription extends Output<typeof descriptionSchema> {
+  /** How to sample from it, unless told otherwise. */
   sampler: SamplerSettings;
 }
 

@@ -16,6 +16,7 @@ export interface TensorBatch {
   images: Tensor;
   /** Of latents only: the standard deviations, scaled; {@link latentObjective} draws from them. */
   std?: Tensor;
+  /** Classes, i64 [B]; absent for an unlabelled set. */
   labels?: Tensor;
 }
 
@@ -36,7 +37,9 @@ export function uploadBatch(batch: Batch | LatentBatch, device: DeviceName = def
 
 /** The random numbers of one step: streams `stream` to `stream + 15` of `seed`; image i of the step is sample i. */
 export interface StepKey {
+  /** Names the random numbers of the run. */
   seed: number;
+  /** First random stream of the step. */
   stream: number;
   /** Position in the step of the batch's first image: not 0 in the later parts of an accumulated step. */
   firstSample: number;
@@ -61,6 +64,7 @@ export function latentObjective<M>(objective: Objective<M>): Objective<M> {
 
 /** A network that EDM can train: labels are passed on when it has classes. */
 export interface EdmModel extends Module, EdmNetwork {
+  /** What the objective needs to know of the network. */
   readonly config: { readonly numClasses: number };
 }
 
@@ -79,6 +83,7 @@ export function edmObjective(options: { pMean?: number; pStd?: number; sigmaData
 
 /** A network that Gaussian diffusion can train, with MDT's masked pass when it was made with a maskRatio. */
 export interface GaussianModel extends Module, GaussianNetwork {
+  /** What the objective needs to know of the network. */
   readonly config: { readonly numClasses: number; readonly learnSigma: boolean; readonly maskRatio: number };
   forwardMasked(x: Tensor, t: Tensor, y: Tensor | undefined, key: RandomKey): Tensor;
 }

@@ -75,13 +75,17 @@ export type Recipe = Input<typeof recipeSchema>;
 
 /** A recipe with everything filled in. */
 export interface TrainingPlan {
+  /** Name of the preset it began with. */
   preset?: string;
+  /** Class of the model. */
   kind: (typeof kinds)[number];
   /** Checked when the model is made. */
   model: Record<string, unknown>;
   /** What data.openDataset() takes, or for a latent model a folder of latents. */
   data?: string;
+  /** Settings of the training, complete. */
   training: Output<typeof trainingSchema>;
+  /** Settings of the sampler of grids and of the saved model, complete. */
   sampler: SamplerSettings;
 }
 

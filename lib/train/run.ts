@@ -43,6 +43,7 @@ import { checkSampler } from './sampler-settings.js';
 
 /** Options of {@link TrainingRun.open}. */
 export interface TrainingRunOptions {
+  /** What to train on what, from planTraining(). */
   plan: TrainingPlan;
   /** Folder of the run; made if there is none. */
   out: string;
@@ -72,6 +73,7 @@ export interface TrainingRunOptions {
 export interface TrainCallbacks {
   /** Stops after the step being computed and writes a checkpoint. */
   signal?: AbortSignal;
+  /** Called once per step, in order. */
   onStep?: (report: StepReport) => void;
   /** A checkpoint, a sample grid or the model was written. */
   onFile?: (path: string) => void;
@@ -81,11 +83,14 @@ export interface TrainCallbacks {
 const sampleColumns = 4;
 const sampleCount = 16;
 
+/** A training run in a folder: opened, trained, finished, closed. It resumes bit for bit. */
 export class TrainingRun {
   private constructor(
+    /** The loop, with the model, the optimizer and the position in the data. */
     readonly trainer: Trainer<DiffusionModel>,
     /** The network whose weights are the moving average. */
     readonly average: DiffusionModel,
+    /** What it trains on. */
     readonly dataset: Dataset | LatentDataset,
     private readonly log: TrainLog,
     private readonly recorder: RunRecorder,

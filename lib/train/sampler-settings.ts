@@ -101,7 +101,10 @@ export function startSampler(
   { labels, ...run }: SamplerRun,
 ): AsyncGenerator<SamplerStep> {
   checkSampler(model, settings);
-  if (settings.kind === 'edm') return sampleEdm(model as ImageDiffiT, noise, { ...settings, ...run, labels });
+  if (settings.kind === 'edm') {
+    const { kind: _, ...options } = settings;
+    return sampleEdm(model as ImageDiffiT, noise, { ...options, ...run, labels });
+  }
   return startGaussian(model as LatentTransformer, noise, settings, { labels, ...run });
 }
 

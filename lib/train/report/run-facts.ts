@@ -9,6 +9,7 @@ import { readModelDescription } from '../model-file.js';
 import { type RunRecord, readRecord } from '../record.js';
 import { History } from './history.js';
 
+/** How a run is or ended: 'running', 'finished', 'interrupted' or 'failed'. */
 export type RunStatus = RunRecord['status'];
 
 export interface RunFacts {

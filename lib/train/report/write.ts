@@ -15,9 +15,11 @@ export interface ReportOptions {
 
 /** What {@link writeReport} wrote. */
 export interface WrittenReport {
+  /** The HTML file. */
   path: string;
   /** Size of the page. */
   bytes: number;
+  /** The runs it is about: their folders, how they ended, and how many steps they did of how many. */
   runs: { folder: string; status: RunStatus; step: number; steps?: number }[];
 }
 
