@@ -46,7 +46,7 @@ t.test('what is none is said, with what was expected', async (t) => {
     [join(folder, 'model.bin', 'x'), {}, 'FileError', /is not a folder/],
     [join(folder, 'cifar'), { size: 64 }, 'OptionError', /CIFAR-10 images have size 32, got 64/],
     [join(folder, 'images'), { split: 'test' }, 'OptionError', /has no test split/],
-    ['mnist', { size: 64 }, 'OptionError', /got 64/],
+    ['mnist', { size: 64 }, 'OptionError', /size is 64/],
   ];
   for (const [spec, options, name, message] of cases)
     await t.rejects(openDataset(spec, options), { name, message }, spec);
