@@ -132,8 +132,9 @@ static int64_t carveAttention(const AttentionSizes &s, float *base, AttentionScr
 /* The vectors that a tile of n queries needs. */
 DIFFIT_INLINE int tileVectors(int64_t n) { return (int)ceilDiv(n, kLanes); }
 
-/* A window of one block of keys makes y as rows [query, padded]; of more, as columns [padded, query]: then head dims that
-   fill no whole vectors cost nothing, and turning it is little beside the products. */
+/* A window of one block of keys makes the gradient of q as rows [query, padded]; of more, as columns [padded, query]: then
+   head dims that fill no whole vectors cost nothing, and turning it is little beside the products. y: columns, or as in
+   attention_window_forward.h. */
 DIFFIT_INLINE bool sumsAreRows(const AttentionSizes &s) { return s.tokens <= kKeyBlock; }
 
 /* Blocks of `products` products of so many queries with all keys, about. */
@@ -175,13 +176,8 @@ static void attendTile(const AttentionSizes &s, const AttentionScratch &m, HeadB
         total[v] += p;
         store(at, p);
       }
-    const float *values = m.values + j0 * s.padded;
-    if (sumsAreRows(s)) {
-      product<true>(ni, s.padded, nj, m.logits, ld, values, s.padded, false, m.sum, s.padded, ahead);
-    } else {
-      const InitRows init = {j0 ? m.sum : nullptr, ld, j0 ? correction : nullptr};
-      productRows<VECTORS, true>(s.dim, nj, values, s.padded, m.logits, ld, init, m.sum, ld, ahead);
-    }
+    const InitRows init = {j0 ? m.sum : nullptr, ld, j0 ? correction : nullptr};
+    productRows<VECTORS, true>(s.dim, nj, m.values + j0 * s.padded, s.padded, m.logits, ld, init, m.sum, ld, ahead);
   }
   for (int v = 0; v < VECTORS; v++) {
     store(m.inverse + v * kLanes, set1(1.0f) / total[v]);
@@ -212,19 +208,79 @@ struct AttentionCall {
   int threads;
 };
 
+/* What a unit reads and writes. */
+template <class T, class Ahead>
+static void addUnit(const AttentionCall<T> &call, const AttentionUnit &unit, Ahead *ahead) {
+  const AttentionSizes &s = call.s;
+  const int64_t stride = 3 * s.channels, at = unit.token(s), first = unit.head * s.dim;
+  for (int64_t i = 1; i < 3; i++) ahead->add(call.qkv + at * stride + first + i * s.channels, stride, 0, s.tokens);
+  ahead->add(call.qkv + at * stride + first, stride, unit.firstQuery, unit.lastQuery);
+  ahead->add(call.y + at * s.channels + first, s.channels, unit.firstQuery, unit.lastQuery);
+}
+
+template <class T>
+static void storeLse(const AttentionCall<T> &call, const AttentionScratch &m, const AttentionUnit &unit, int64_t i0,
+                     int64_t ni) {
+  if (!call.lse) return;
+  const AttentionSizes &s = call.s;
+  float *row = call.lse + (unit.sample * s.heads + unit.head) * s.height * s.width + windowOrigin(s, unit.window);
+  for (int64_t i = 0; i < ni; i++) row[call.offsets[i0 + i]] = m.lse[i];
+}
+
+/* A unit whose keys are one block. f32 keys are read where they lie if there are so many that the last unit had the time to
+   fetch them, else copied, which waits for several rows at once. */
+template <class T>
+static void attendWindow(const AttentionCall<T> &call, const AttentionScratch &m, const AttentionUnit &unit,
+                         const AttentionUnit *next) {
+  const AttentionSizes &s = call.s;
+  const int64_t stride = 3 * s.channels, token = unit.token(s), channel = unit.head * s.dim;
+  const T *q = call.qkv + token * stride + channel;
+  T *y = call.y + token * s.channels + channel;
+  RowStream ahead;
+  if (next) addUnit(call, *next, &ahead);
+  ahead.start(s.dim * (int64_t)sizeof(T), call.offsets,
+              windowSteps(s, imin(kTileQueries, s.tokens)) * ceilDiv(s.tokens, kTileQueries));
+
+  loadTime(s, call.time, unit.sample, 0, unit.head, m.timeQ);
+  loadTime(s, call.time, unit.sample, 2, unit.head, m.timeV);
+  int64_t keyRows[kSmallWindow], yRows[kSmallWindow];
+  const float *keys = m.keys;
+  const bool inPlace = sizeof(T) == sizeof(float) && s.tokens > 16;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (inPlace) keys = q + s.channels;
+  }
+  for (int64_t t = 0; t < s.tokens; t++) {
+    keyRows[t] = inPlace ? call.offsets[t] * stride : t * s.padded;
+    yRows[t] = call.offsets[t] * s.channels;
+  }
+  gatherRows<T>(s, {q + 2 * s.channels, stride, call.offsets}, s.tokens, m.values);
+  if (!inPlace) gatherRows<T>(s, {q + s.channels, stride, call.offsets}, s.tokens, m.keys);
+  const float *bias = call.bias.head(s, unit.head).expanded;
+  for (int64_t i0 = unit.firstQuery; i0 < unit.lastQuery; i0 += kTileQueries) {
+    const int64_t ni = imin(kTileQueries, unit.lastQuery - i0);
+    const int vectors = tileVectors(ni);
+    packTile<T>(s, {q, stride, call.offsets + i0}, ni, m.timeQ, call.scale, vectors, m.queries, nullptr);
+    windowSoftmaxOf(vectors, s, keys, keyRows, m.queries, bias ? bias + i0 * s.tokens : nullptr, m.logits, m.inverse,
+                    m.lse, &ahead);
+    weightedValues(s, ni, m.logits, vectors * kLanes, m.values, m.inverse, m.timeV, y, yRows + i0, &ahead);
+    storeLse(call, m, unit, i0, ni);
+  }
+}
+
 template <class T>
 static void attendUnit(const AttentionCall<T> &call, const AttentionScratch &m, const AttentionUnit &unit,
                        const AttentionUnit *next) {
   const AttentionSizes &s = call.s;
+  if (s.tokens <= kSmallWindow) {
+    attendWindow(call, m, unit, next);
+    return;
+  }
   const int64_t stride = 3 * s.channels, token = unit.token(s), channel = unit.head * s.dim;
   const T *q = call.qkv + token * stride + channel;
   T *y = call.y + token * s.channels + channel;
   RowsAhead ahead;
   if (next) {
-    const int64_t at = next->token(s), first = next->head * s.dim;
-    for (int64_t i = 1; i < 3; i++) ahead.add(call.qkv + at * stride + first + i * s.channels, stride, 0, s.tokens);
-    ahead.add(call.qkv + at * stride + first, stride, next->firstQuery, next->lastQuery);
-    ahead.add(call.y + at * s.channels + first, s.channels, next->firstQuery, next->lastQuery);
+    addUnit(call, *next, &ahead);
     ahead.start(s.dim * (int64_t)sizeof(T), call.offsets, s.tokens,
                 productSteps(s, unit.lastQuery - unit.firstQuery, 2));
   }
@@ -240,13 +296,8 @@ static void attendUnit(const AttentionCall<T> &call, const AttentionScratch &m, 
     packTile<T>(s, {q, stride, offsets}, ni, m.timeQ, call.scale, vectors, m.queries, nullptr);
     attendTileOf(vectors, s, m, call.bias.head(s, unit.head), i0, ni, &ahead);
     const TokenRows<T> to = {y, s.channels, offsets};
-    if (sumsAreRows(s))
-      scatterRows<T>(s, m.sum, m.inverse, m.timeV, ni, to);
-    else
-      unpackTile<T>(s, m.sum, vectors, m.inverse, m.timeV, ni, to, nullptr);
-    if (!call.lse) continue;
-    float *row = call.lse + (unit.sample * s.heads + unit.head) * s.height * s.width + windowOrigin(s, unit.window);
-    for (int64_t i = 0; i < ni; i++) row[offsets[i]] = m.lse[i];
+    unpackTile<T>(s, m.sum, vectors, m.inverse, m.timeV, ni, to, nullptr);
+    storeLse(call, m, unit, i0, ni);
   }
 }
 

@@ -44,6 +44,7 @@ namespace DIFFIT_VARIANT {
 #include "attention_product.h"
 #include "attention_tile.h"
 #include "attention_table.h"
+#include "attention_window_forward.h"
 #include "attention.h"
 #include "attention_backward.h"
 #include "attention_ops.h"
