@@ -7,8 +7,9 @@
  *     dq_t = sum of dq over the sample's tokens,  dk_t = 0,  dv_t = sum of dy,  dB = dS summed along table rows
  *
  * One unit of work is all of a window and head, a tile of queries against a block of keys at a time, as forward does;
- * nothing of size tokens x tokens leaves the cache. Each task keeps its part of the table's and the time token's gradient;
- * parts are added in the order of the tasks, so the bits do not depend on threads.
+ * nothing of size tokens x tokens leaves the cache. Small windows, whose keys are one block, have kernels of their own in
+ * attention_window_backward.h. Each task keeps its part of the table's and the time token's gradient; parts are added in
+ * the order of the tasks, so the bits do not depend on threads.
  *
  * What binds: 10 N d operations a query against 32 d bytes (f32), as in forward.
  */
@@ -21,14 +22,10 @@ struct GradientScratch {
   float *dkeys, *dvalues; /* [tokens, padded] */
   float *queryRows, *dyRows; /* [tile, padded] */
   float *dyColumns; /* [padded, tile] */
-  float *dlogits; /* dS [kKeyBlock, tile], of a small window [tokens, tokens], then a vector of slack */
+  float *dlogits; /* dS [kKeyBlock, tile], then a vector of slack */
   float *delta, *scales; /* [tile] */
   TableSums sums;
 };
-/* Of a small window dS is kept as a whole, for the table's gradient. */
-DIFFIT_INLINE int64_t dlogitsLength(const AttentionSizes &s, int64_t tile) {
-  return s.tokens <= kSmallWindow ? roundUp(s.tokens, kLanes) : tile;
-}
 static int64_t carveGradient(const AttentionSizes &s, float *base, GradientScratch *g) {
   const int64_t start = carveAttention(s, base, &g->m) / (int64_t)sizeof(float);
   Carver carver = {base, start};
@@ -37,7 +34,7 @@ static int64_t carveGradient(const AttentionSizes &s, float *base, GradientScrat
   g->queryRows = carver.take(kTileQueries * s.padded);
   g->dyRows = carver.take(kTileQueries * s.padded);
   g->dyColumns = carver.take(s.padded * kTileQueries);
-  g->dlogits = carver.take(kKeyBlock * dlogitsLength(s, kTileQueries) + kLanes);
+  g->dlogits = carver.take(kKeyBlock * kTileQueries + kLanes);
   g->delta = carver.take(kTileQueries);
   g->scales = carver.take(kTileQueries);
   const int64_t differences = tableSumsFloats(s);
@@ -67,43 +64,39 @@ static void tileDelta(const AttentionSizes &s, const GradientScratch &g, TokenRo
   }
 }
 
-/* One tile of queries against all keys: g.m.sum = dq / scale (rows or columns as in forward), and what it adds to dkeys,
+/* One tile of queries against all keys: g.m.sum = dq / scale [dim, query], and what it adds to dkeys,
    dvalues and the table. */
 template <int VECTORS>
 static void gradientTile(const AttentionSizes &s, const GradientScratch &g, HeadBias bias, float *dcolumn, int64_t i0,
                          int64_t ni, RowsAhead *ahead) {
   constexpr int64_t ld = VECTORS * kLanes;
   const AttentionScratch &m = g.m;
-  const int64_t ldd = dlogitsLength(s, ld);
-  float *dlogits = g.dlogits + (s.tokens <= kSmallWindow ? i0 : 0);
+  float *dlogits = g.dlogits;
   for (int64_t j0 = 0; j0 < s.tokens; j0 += kKeyBlock) {
     const int64_t nj = imin(kKeyBlock, s.tokens - j0);
     const float *keys = m.keys + j0 * s.padded, *values = m.values + j0 * s.padded;
     tileLogits<VECTORS>(s, m.keys, m.queries, bias, i0, ni, j0, nj, m.logits, ahead);
     productRows<VECTORS, false>(nj, s.dim, values, s.padded, g.dyColumns, ld, InitRows{nullptr, 0, nullptr}, dlogits,
-                                ldd, ahead);
+                                ld, ahead);
     for (int64_t j = 0; j < nj; j++)
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; v++) {
-        float *logit = m.logits + j * ld + v * kLanes, *dlogit = dlogits + j * ldd + v * kLanes;
+        float *logit = m.logits + j * ld + v * kLanes, *dlogit = dlogits + j * ld + v * kLanes;
         const vf p = vexpSoftmax(load(logit) - load(m.lse + v * kLanes));
         store(logit, p);
         store(dlogit, p * (load(dlogit) - load(g.delta + v * kLanes)));
       }
-    if (sumsAreRows(s))
-      product<true>(ni, s.padded, nj, dlogits, ldd, keys, s.padded, false, m.sum, s.padded, ahead);
-    else
-      productRows<VECTORS, true>(s.dim, nj, keys, s.padded, dlogits, ldd, InitRows{j0 ? m.sum : nullptr, ld, nullptr},
-                                 m.sum, ld, ahead);
+    productRows<VECTORS, true>(s.dim, nj, keys, s.padded, dlogits, ld, InitRows{j0 ? m.sum : nullptr, ld, nullptr},
+                               m.sum, ld, ahead);
     product<false>(nj, s.padded, ni, m.logits, ld, g.dyRows, s.padded, i0 > 0, g.dvalues + j0 * s.padded, s.padded,
                    ahead);
-    product<false>(nj, s.padded, ni, dlogits, ldd, g.queryRows, s.padded, i0 > 0, g.dkeys + j0 * s.padded, s.padded,
+    product<false>(nj, s.padded, ni, dlogits, ld, g.queryRows, s.padded, i0 > 0, g.dkeys + j0 * s.padded, s.padded,
                    ahead);
-    if (!dcolumn || s.tokens <= kSmallWindow) continue;
+    if (!dcolumn) continue;
     if (g.sums.differences)
-      addDifferences(s, g.sums, dlogits, ldd, i0, ni, j0, nj);
+      addDifferences(s, g.sums, dlogits, ld, i0, ni, j0, nj);
     else
-      foldRuns(s, dlogits, ldd, i0, ni, j0, nj, dcolumn);
+      foldRuns(s, dlogits, ld, i0, ni, j0, nj, dcolumn);
   }
 }
 
@@ -128,6 +121,7 @@ struct GradientCall {
   float *tableParts; /* [part, tableRows], or NULL: not wanted */
   const int64_t *offsets;
   float scale;
+  bool stream; /* write dqkv past the caches */
   int threads;
   int64_t parts() const { return s.batch * tasks.chunks * s.heads; } /* a part: one group of windows and one head */
 };
@@ -176,20 +170,99 @@ static void gradientUnit(const GradientCall<T> &call, const GradientScratch &g, 
     tileDelta<T>(s, g, {y, s.channels, offsets}, ni);
     for (int64_t i = 0; i < vectors * kLanes; i++) g.m.lse[i] = i < ni ? lse[offsets[i]] : 0.0f;
     gradientTileOf(vectors, s, g, call.bias.head(s, unit.head), dcolumn, i0, ni, &ahead);
-    const TokenRows<T> to = {dq, stride, offsets};
-    if (sumsAreRows(s)) {
-      scatterRows<T>(s, g.m.sum, g.scales, nullptr, ni, to);
-      addRows(s, g.m.sum, ni, call.scale, dqSum);
-    } else {
-      unpackTile<T>(s, g.m.sum, vectors, g.scales, nullptr, ni, to, dqSum);
-    }
+    unpackTile<T>(s, g.m.sum, vectors, g.scales, nullptr, ni, {dq, stride, offsets}, dqSum);
     addRows(s, g.dyRows, ni, 1.0f, dySum);
   }
   scatterRows<T>(s, g.dkeys, nullptr, nullptr, s.tokens, {dq + s.channels, stride, call.offsets});
   scatterRows<T>(s, g.dvalues, nullptr, nullptr, s.tokens, {dq + 2 * s.channels, stride, call.offsets});
-  if (!dcolumn) return;
-  if (s.tokens <= kSmallWindow) foldWindow(s, g.sums, g.dlogits, dlogitsLength(s, 0), dcolumn);
-  if (g.sums.differences) foldWide(s, g.sums, dcolumn);
+  if (dcolumn && g.sums.differences) foldWide(s, g.sums, dcolumn);
+}
+
+/* ---- small windows (attention_window_backward.h) ------------------------------------------------------------------ */
+
+/* One window and head; dq, dk and dv go to `out`, each with rows of `width` and next to each other for a token. */
+template <class T>
+static void windowUnit(const GradientCall<T> &call, const WindowScratch &w, int64_t sample, int64_t window,
+                       int64_t head, float *timeSums, float *tableSums, bool add, float *out, int64_t width,
+                       RowTraffic *traffic) {
+  const AttentionSizes &s = call.s;
+  const int64_t token = sample * s.height * s.width + windowOrigin(s, window), stride = 3 * s.channels;
+  const T *q = call.qkv + token * stride + head * s.dim;
+  const float *lse = call.lse + (sample * s.heads + head) * s.height * s.width + windowOrigin(s, window);
+  loadTime(s, call.time, sample, 0, head, w.timeQ);
+  gatherScaled<T>(s, {q, stride, call.offsets}, w.timeQ, call.scale, w.queries);
+  gatherRows<T>(s, {q + s.channels, stride, call.offsets}, s.tokens, w.keys);
+  gatherRows<T>(s, {q + 2 * s.channels, stride, call.offsets}, s.tokens, w.values);
+  gatherRows<T>(s, {call.dy + token * s.channels + head * s.dim, s.channels, call.offsets}, s.tokens, w.dy);
+  for (int64_t i = 0; i < w.ld; i++) w.lse[i] = i < s.tokens ? lse[call.offsets[i]] : 0.0f;
+  addRows(s, w.dy, s.tokens, 1.0f, timeSums + s.padded);
+  for (int64_t i0 = 0; i0 < s.tokens; i0 += kTileQueries)
+    windowTileOf(ceilDiv(imin(kTileQueries, s.tokens - i0), kLanes), s, w, call.bias.head(s, head), i0, tableSums, add,
+                 traffic);
+  const int64_t n = s.tokens, ld = 3 * width;
+  windowProduct<false>(n, s.padded, n, w.p, w.ld, w.dy, s.padded, ToRows{out + 2 * width, ld, s.dim, 1.0f, nullptr},
+                       traffic);
+  windowProduct<false>(n, s.padded, n, w.dlogits, w.ld, w.queries, s.padded,
+                       ToRows{out + width, ld, s.dim, 1.0f, nullptr}, traffic);
+  windowProduct<true>(n, s.padded, n, w.dlogits, w.ld, w.keys, s.padded, ToRows{out, ld, s.dim, call.scale, timeSums},
+                      traffic);
+}
+
+/* The rows of a task's heads in one of its windows are fetched. */
+template <class T>
+static int64_t fetchWindow(const GradientCall<T> &call, const AttentionPlace &place, int64_t window, RowFetch *fetch) {
+  const AttentionSizes &s = call.s;
+  const int64_t token = place.sample * s.height * s.width + windowOrigin(s, window);
+  const int64_t channel = place.firstHead * s.dim, width = (place.lastHead - place.firstHead) * s.dim;
+  for (int64_t i = 0; i < 3; i++) fetch->add(call.qkv + (token * 3 + i) * s.channels + channel, 3 * s.channels, width);
+  fetch->add(call.dy + token * s.channels + channel, s.channels, width);
+  return fetch->start(call.offsets, s.tokens);
+}
+
+template <class T>
+static void windowTask(const GradientCall<T> &call, const WindowScratch &w, const WindowHeads &heads, int64_t index) {
+  const AttentionSizes &s = call.s;
+  const AttentionPlace place = attentionPlace(s, call.tasks, index);
+  const int64_t part = (place.sample * call.tasks.chunks + place.firstWindow / call.tasks.windows) * s.heads;
+  const int64_t steps = windowSteps(s), length = s.tokens * w.ld + kLanes; /* of a head's sum of dS */
+  zeroFloats(call.timeParts + (part + place.firstHead) * 2 * s.padded,
+             (place.lastHead - place.firstHead) * 2 * s.padded);
+  zeroFloats(w.queries + s.tokens * s.padded, (w.ld - s.tokens) * s.padded);
+  zeroFloats(w.dy + s.tokens * s.padded, (w.ld - s.tokens) * s.padded);
+  RowTraffic traffic;
+  int side = 0;
+  for (int64_t window = place.firstWindow; window < place.lastWindow; window++) {
+    int64_t lines = 0;
+    traffic.fetch = RowFetch();
+    if (window + 1 < place.lastWindow) {
+      lines = fetchWindow(call, place, window + 1, &traffic.fetch);
+    } else if (index + call.threads < call.tasks.total) {
+      const AttentionPlace far = attentionPlace(s, call.tasks, index + call.threads);
+      lines = fetchWindow(call, far, far.firstWindow, &traffic.fetch);
+    }
+    traffic.fetched = ceilDiv(lines, (place.lastHead - place.firstHead) * steps);
+    const int64_t token = place.sample * s.height * s.width + windowOrigin(s, window);
+    for (int64_t first = place.firstHead; first < place.lastHead; first += heads.bundle) {
+      const int64_t last = imin(place.lastHead, first + heads.bundle), width = (last - first) * s.dim;
+      float *rows = w.finished[side ^= 1];
+      for (int64_t head = first; head < last; head++)
+        windowUnit(call, w, place.sample, window, head, call.timeParts + (part + head) * 2 * s.padded,
+                   call.tableParts ? w.sums + (head - place.firstHead) * length : nullptr, window > place.firstWindow,
+                   rows + (head - first) * s.dim, width, &traffic);
+      traffic.write.finish();
+      traffic.written = ceilDiv(traffic.write.start(rows, call.dqkv + token * 3 * s.channels + first * s.dim,
+                                                    call.offsets, s.tokens, s.channels, width, call.stream),
+                                (last - first) * steps);
+    }
+  }
+  traffic.write.finish();
+  endStream();
+  if (!call.tableParts) return;
+  for (int64_t head = place.firstHead; head < place.lastHead; head++) {
+    float *column = call.tableParts + (part + head) * s.tableRows;
+    zeroFloats(column, s.tableRows);
+    foldWindow(s, w.table, w.sums + (head - place.firstHead) * length, w.ld, column);
+  }
 }
 
 /* dtime [batch, 3, channels] and dtable [tableRows, heads] from their parts, in order. */
@@ -228,11 +301,13 @@ template <class T>
 static diffit_status attendBackwardIn(diffit_context *ctx, const diffit_tensor *qkv, const diffit_tensor *time,
                                       const diffit_tensor *table, const diffit_tensor *y, const diffit_tensor *lse,
                                       const diffit_tensor *dy, diffit_tensor *dqkv, diffit_tensor *dtime,
-                                      diffit_tensor *dtable, int64_t heads, int64_t windowH, int64_t windowW,
+                                      diffit_tensor *dtable, int64_t headCount, int64_t windowH, int64_t windowW,
                                       double scale) {
   GradientCall<T> call;
-  const AttentionSizes &s = call.s = attentionSizes(qkv, heads, windowH, windowW);
-  call.tasks = attentionTasks(s, 8 * s.channels * (int64_t)sizeof(float), false);
+  const AttentionSizes &s = call.s = attentionSizes(qkv, headCount, windowH, windowW);
+  const bool small = s.tokens <= kSmallWindow;
+  const WindowHeads heads = windowHeads(s, (int64_t)sizeof(T));
+  call.tasks = small ? windowTasks(s, heads) : attentionTasks(s, 8 * s.channels * (int64_t)sizeof(float), false);
   call.qkv = (const T *)qkv->data;
   call.time = time ? f32(time) : nullptr;
   call.y = (const T *)y->data;
@@ -240,6 +315,7 @@ static diffit_status attendBackwardIn(diffit_context *ctx, const diffit_tensor *
   call.dy = (const T *)dy->data;
   call.dqkv = (T *)dqkv->data;
   call.scale = (float)scale;
+  call.stream = numel(dqkv) * (int64_t)sizeof(T) >= kStreamBytes;
   call.threads = diffit_cpu_threads(ctx);
   int64_t *offsets = (int64_t *)diffit_cpu_shared(ctx, 0, (size_t)s.tokens * sizeof(int64_t));
   call.tableParts = nullptr;
@@ -247,7 +323,9 @@ static diffit_status attendBackwardIn(diffit_context *ctx, const diffit_tensor *
   if (dtable)
     call.tableParts = (float *)diffit_cpu_shared(ctx, 3, (size_t)(call.parts() * s.tableRows) * sizeof(float) + 1);
   GradientScratch sizing;
-  const size_t bytes = (size_t)carveGradient(s, nullptr, &sizing);
+  WindowScratch windowSizing;
+  const size_t bytes =
+      (size_t)(small ? carveWindow(s, heads, nullptr, &windowSizing) : carveGradient(s, nullptr, &sizing));
   bool enough = offsets && call.timeParts && (call.tableParts || !dtable) &&
                 prepareBias(ctx, s, table ? f32(table) : nullptr, &call.bias);
   for (int t = 0; t < diffit_cpu_threads(ctx); t++) enough = enough && diffit_cpu_scratch(ctx, t, 0, bytes);
@@ -256,6 +334,12 @@ static diffit_status attendBackwardIn(diffit_context *ctx, const diffit_tensor *
   call.offsets = offsets;
 
   parallelChunks(ctx, call.tasks.total, 1, [&](int64_t index, int64_t, int thread) {
+    if (small) {
+      WindowScratch w;
+      carveWindow(s, heads, (float *)diffit_cpu_scratch(ctx, thread, 0, bytes), &w);
+      windowTask(call, w, heads, index);
+      return;
+    }
     GradientScratch g;
     carveGradient(s, (float *)diffit_cpu_scratch(ctx, thread, 0, bytes), &g);
     forEachUnit(s, call.tasks, index, call.threads,

@@ -46,6 +46,8 @@ namespace DIFFIT_VARIANT {
 #include "attention_table.h"
 #include "attention_window_forward.h"
 #include "attention.h"
+#include "attention_traffic.h"
+#include "attention_window_backward.h"
 #include "attention_backward.h"
 #include "attention_ops.h"
 #include "random.h"
