@@ -174,11 +174,13 @@ struct WindowScratch {
 struct WindowHeads {
   int64_t bundle, group;
 };
+/* Bundles fill whole lines; groups are smaller where windows are few. */
 static WindowHeads windowHeads(const AttentionSizes &s, int64_t itemBytes) {
   int64_t bundle = 1;
   while (bundle * s.dim * itemBytes % kLine != 0 && bundle < s.heads) bundle++;
   const int64_t most = imax(1, kGroupBytes / imax(1, bundle * s.tokens * s.dim * 16));
-  const int64_t bundles = ceilDiv(s.heads, bundle), groups = ceilDiv(bundles, most);
+  const int64_t bundles = ceilDiv(s.heads, bundle), wanted = ceilDiv(kWindowTasks, imax(1, s.batch * s.windows));
+  const int64_t groups = imax(ceilDiv(bundles, most), imin(bundles, wanted));
   return {bundle, imin(s.heads, ceilDiv(bundles, groups) * bundle)};
 }
 static AttentionTasks windowTasks(const AttentionSizes &s, const WindowHeads &heads) {
