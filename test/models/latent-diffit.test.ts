@@ -430,14 +430,14 @@ t.test('options are checked, by name', async (t) => {
   const bad: [Record<string, unknown>, RegExp][] = [
     [{ hidden: 16 }, /LatentDiffiT: unknown option "hidden"/],
     [{ inputsize: 8 }, /unknown option "inputsize" \(did you mean "inputSize"\?\)/],
-    [{ inputSize: 0 }, /inputSize: /],
+    [{ inputSize: 0 }, /inputSize is /],
     [{ inputSize: 9 }, /patchSize 2 does not divide inputSize 9/],
-    [{ hiddenSize: 18 }, /hiddenSize: .*multiple of 4/],
+    [{ hiddenSize: 18 }, /hiddenSize is 18, expected .*multiple of 4/],
     [{ numHeads: 3 }, /numHeads 3 does not divide hiddenSize 16/],
-    [{ depth: 1.5 }, /depth: /],
-    [{ classDropoutProb: 1 }, /classDropoutProb: /],
-    [{ learnSigma: 'yes' }, /learnSigma: /],
-    [{ maskRatio: 1 }, /maskRatio: /],
+    [{ depth: 1.5 }, /depth is /],
+    [{ classDropoutProb: 1 }, /classDropoutProb is /],
+    [{ learnSigma: 'yes' }, /learnSigma is /],
+    [{ maskRatio: 1 }, /maskRatio is /],
     [{ maskRatio: 0.3, decodeLayers: 2 }, /decodeLayers 2 leaves no encoder in depth 2/],
   ];
   for (const [options, message] of bad) {
