@@ -21,7 +21,19 @@ const libRooms: Room[] = [
   { name: 'native', holds: ['lib/native.ts', 'lib/package.ts'] },
   {
     name: 'tensor',
-    holds: ['errors', 'options', 'option-problems', 'dtype', 'shape', 'scope', 'device', 'graph', 'tape', 'tensor', 'random']
+    holds: [
+      'errors',
+      'options',
+      'option-problems',
+      'dtype',
+      'shape',
+      'scope',
+      'device',
+      'graph',
+      'tape',
+      'tensor',
+      'random',
+    ]
       .map((file) => `lib/${file}.ts`)
       .concat('lib/ops/'),
   },

@@ -36,6 +36,7 @@ const dataset: data.Dataset = {
   get: network,
 } as never;
 const pixels = new Uint8Array(64);
+const array = { shape: [64], dtype: 'u8', bytes: pixels } as never;
 
 const cases: Record<string, Case> = {
   Adam: {
@@ -224,6 +225,73 @@ const cases: Record<string, Case> = {
     call: options((o) => io.writeNpz('/nowhere/x', {}, o)),
     misspelt: ['compres', 'compress'],
     wrong: { compress: ['yes'] },
+  },
+  generate: {
+    call: options((o) => first(train.generate(model, o))),
+    given: { count: 1 },
+    misspelt: ['batchs', 'batch'],
+    wrong: { count: [-1, 1.5, NaN, '1'], batch: [0, NaN], seed: [-1], vae: [{}], signal: [1], labels: ['3'] },
+  },
+  denoise: {
+    call: options((o) => diffusion.denoise(network, noise, tensor([1]), o)),
+    misspelt: ['sigmadata', 'sigmaData'],
+    wrong: { sigmaData: [0, -1, NaN, '1'], labels: [[1]] },
+  },
+  'GaussianDiffusion.predictXStart': {
+    call: options((o) => ddpm.predictXStart(noise, noise, [1], o)),
+    misspelt: ['clipdenoised', 'clipDenoised'],
+    wrong: { clipDenoised: ['yes', NaN] },
+  },
+  openImageFolder: {
+    call: options((o) => data.openImageFolder('none', o)),
+    misspelt: ['onCorupt', 'onCorrupt'],
+    wrong: { size: [0, NaN, '8'], channels: [2], onCorrupt: ['ignore'] },
+  },
+  openImageZip: {
+    call: options((o) => data.openImageZip('none', o)),
+    misspelt: ['sizes', 'size'],
+    wrong: { size: [0, NaN, '8'], channels: [2], onCorrupt: ['ignore'] },
+  },
+  toTensor: {
+    call: options((o) => io.toTensor(array, o)),
+    misspelt: ['devise', 'device'],
+    wrong: { device: [1, '', NaN] },
+  },
+  hubFile: {
+    call: options((o) => io.hubFile('hf://a/b/c', o)),
+    misspelt: ['cachedir', 'cacheDir'],
+    wrong: { cacheDir: [1, '', NaN], token: [5], onProgress: ['x'], signal: [1] },
+  },
+  writeImageNpz: {
+    call: options((o) => io.writeImageNpz('/nowhere/x', pixels, [1, 8, 8, 1], o)),
+    misspelt: ['label', 'labels'],
+    wrong: { compress: ['yes', NaN], labels: [5] },
+  },
+  guidanceScale: {
+    call: options((o) => nn.guidanceScale(tensor([1]), o as never)),
+    given: { cfgScale: 2 },
+    misspelt: ['scalepow', 'scalePow'],
+    wrong: { cfgScale: [NaN, '2'], scalePow: [0, NaN], diffusionSteps: [0, 1.5] },
+  },
+  TokenSubset: {
+    call: options((o) => new nn.TokenSubset([[0]], 2, o)),
+    misspelt: ['devise', 'device'],
+    wrong: { device: [1, NaN] },
+  },
+  'TokenSubset.random': {
+    call: options((o) => nn.TokenSubset.random(1, 2, 0.5, o)),
+    misspelt: ['sead', 'seed'],
+    wrong: { seed: [-1, 0.5, NaN, '1'], firstSample: [-1] },
+  },
+  'Adam.step': {
+    call: options((o) => new optim.Adam([weight]).step(o)),
+    misspelt: ['scales', 'scale'],
+    wrong: { scale: [1, NaN], ema: [{}, 1] },
+  },
+  'LatentDiffiT.forwardMasked': {
+    call: options((o) => model.forwardMasked(noise, tensor([1]), tensor(new BigInt64Array(1)), o)),
+    misspelt: ['sead', 'seed'],
+    wrong: { seed: [-1, NaN, '1'] },
   },
 };
 

@@ -208,7 +208,7 @@ export class GaussianDiffusion {
 
   /** The clean image that predicted noise eps [B, C, H, W] implies, on request clamped to [-1, 1]. */
   predictXStart(eps: Tensor, xt: Tensor, t: Timestep, options: ClipOptions = {}): Tensor {
-    const { clipDenoised } = parseOptions(clipSchema, options, 'GaussianDiffusion');
+    const { clipDenoised } = parseOptions(clipSchema, options, 'GaussianDiffusion.predictXStart');
     return scope(() => {
       const a = this.at(t, xt, this.alphasCumprod);
       const xStart = weightedSum([a.map((v) => Math.sqrt(1 / v)), xt], [a.map((v) => -Math.sqrt(1 / v - 1)), eps]);

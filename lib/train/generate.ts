@@ -8,6 +8,7 @@ import { type DiffusionModel, ImageDiffiT } from '../models/index.js';
 import { affine, cast, clamp } from '../ops/elementwise.js';
 import { permute } from '../ops/index.js';
 import { randn } from '../ops/random.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { type Tensor, tensor } from '../tensor.js';
 import { defaultSampler, parseSampler, type SamplerOptions, startSampler } from './sampler-settings.js';
@@ -41,6 +42,20 @@ export interface GenerateOptions {
   /** Ends the sampling after the step being computed. */
   signal?: AbortSignal;
 }
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    count: is.natural,
+    labels: z.array(z.number()).readonly().optional(),
+    seed: is.natural.default(0),
+    batch: is.count.default(64),
+    // parseSampler() checks what is in it.
+    sampler: is.value<SamplerOptions>((x) => typeof x === 'object' && x !== null, "a sampler's settings").optional(),
+    vae: is.having<LatentDecoder>(['decode'], 'a decoder of latents').optional(),
+    onStep: is.callback<NonNullable<GenerateOptions['onStep']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<GenerateOptions>),
+);
 
 /** [H, W, C] of the images a model makes, with its decoder when it makes latents. Throws OptionError without one. */
 export function imageShape(model: DiffusionModel, vae?: LatentDecoder): readonly [number, number, number] {
@@ -77,9 +92,9 @@ export function checkLabels(
 
 /** Bytes of images [n, H, W, C], batch by batch. Throws OptionError; rejects with the signal's reason when aborted. */
 export async function* generate(model: DiffusionModel, options: GenerateOptions): AsyncGenerator<Uint8Array> {
-  const { count, seed = 0, batch = 64, vae, onStep, signal } = options;
-  const sampler = parseSampler(options.sampler ?? defaultSampler(model));
-  const labels = checkLabels(model, count, options.labels);
+  const { count, seed, batch, vae, onStep, signal, ...given } = parseOptions(optionsSchema, options, 'generate');
+  const sampler = parseSampler(given.sampler ?? defaultSampler(model));
+  const labels = checkLabels(model, count, given.labels);
   imageShape(model, vae); // says so when the decoder is missing
   const total = Math.ceil(count / batch) * sampler.steps;
   const [{ device }] = model.parameters();

