@@ -38,10 +38,11 @@ export async function* draw(
   signal: AbortSignal,
 ): AsyncGenerator<Progress, void, undefined> {
   const { label, seed = 0, ...options } = numbers(asked);
-  const sampler = train.parseSampler({ ...description.sampler, ...options }, 'Options');
-  train.checkSampler(model, sampler);
-  if (sampler.kind !== 'edm') return; // checkSampler has seen to it; this is for the types
-  if (sampler.steps > maxSteps) throw new OptionError(`Options: steps is ${sampler.steps}, at most ${maxSteps} here.`);
+  const settings = train.parseSampler({ ...description.sampler, ...options }, 'Options');
+  train.checkSampler(model, settings);
+  if (settings.kind !== 'edm') return; // checkSampler has seen to it; this is for the types
+  if (settings.steps > maxSteps)
+    throw new OptionError(`Options: steps is ${settings.steps}, at most ${maxSteps} here.`);
   const chosen = train.checkLabels(model, 1, label === undefined ? undefined : [label as number]);
   const { inChannels, imgResolution: side } = model.config;
   using noise = randn([1, inChannels, side, side], { seed: seed as number, stream: 0 });
@@ -50,6 +51,7 @@ export async function* draw(
   using place = queue.join(signal);
   yield { event: 'queued', ahead: place.ahead };
   await place.turn;
+  const { kind: _, ...sampler } = settings;
   const run = { ...sampler, labels, seed: seed as number, signal };
   for await (const { step, steps, sample, denoised } of diffusion.sampleEdm(model, noise, run)) {
     const last = step === steps;
