@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * diffit: DiffiT diffusion vision transformers for Node. A typed tensor library with autograd, the models, diffusion
  * training and sampling. Importing it computes nothing and opens no device.
@@ -31,6 +32,7 @@ export {
   DTypeError,
   FileError,
   FileFormatError,
+  NonFiniteError,
   OptionError,
   OutOfMemoryError,
   ShapeError,

@@ -26,6 +26,9 @@ interface Check {
 
 type Issue = z.core.$ZodIssue;
 
+/** How zod's own messages start. */
+const ownMessages = /^(Invalid|Too |Unrecognized)/;
+
 /** Most characters of a value that a message shows. */
 const shown = 40;
 
@@ -41,7 +44,7 @@ export function problem(schema: z.ZodType, value: unknown, issue: Issue): string
     return issue.keys.map((key) => unknownOption(place ? `${place}.${key}` : key, key, known)).join('; ');
   }
   const given = valueAt(value, issue.path);
-  const wanted = issue.code === 'custom' && issue.message !== 'Invalid input' ? issue.message : undefined;
+  const wanted = ownMessages.test(issue.message) ? undefined : issue.message; // a schema's own words go before ours
   const expected = wanted ?? `expected ${describe(at ?? schema, given)}`;
   if (place === '') return `${expected} of options, got ${show(given)}`;
   return `${place} is ${given === undefined ? 'missing' : show(given)}, ${expected}`;

@@ -36,6 +36,7 @@ const dataset: data.Dataset = {
   get: network,
 } as never;
 const pixels = new Uint8Array(64);
+const vae = new models.AutoencoderKL({ blockOutChannels: [4, 4], layersPerBlock: 1, normNumGroups: 2 });
 const array = { shape: [64], dtype: 'u8', bytes: pixels } as never;
 
 const cases: Record<string, Case> = {
@@ -292,6 +293,112 @@ const cases: Record<string, Case> = {
     call: options((o) => model.forwardMasked(noise, tensor([1]), tensor(new BigInt64Array(1)), o)),
     misspelt: ['sead', 'seed'],
     wrong: { seed: [-1, NaN, '1'] },
+  },
+  Trainer: {
+    call: options((o) => new train.Trainer(o)),
+    given: {
+      model,
+      average: model,
+      optimizer: new optim.Adam(model.namedParameters()),
+      objective: () => noise,
+      loader: new data.DataLoader(dataset, { batchSize: 1 }),
+    },
+    misspelt: ['gradclip', 'gradClip'],
+    wrong: {
+      model: [{}],
+      optimizer: [1],
+      objective: ['edm'],
+      loader: [[]],
+      seed: [-1, NaN],
+      microBatch: [0, 1.5, '1'],
+      gradClip: [0, NaN],
+      precision: ['f16'],
+      nonFinite: ['ignore'],
+    },
+  },
+  loadWeights: {
+    call: options((o) => train.loadWeights(model, 'none', o)),
+    misspelt: ['stric', 'strict'],
+    wrong: { strict: ['yes', NaN], rename: [{}], device: [1], onProgress: [1], signal: [1] },
+  },
+  loadModel: {
+    call: options((o) => train.loadModel('none', o)),
+    misspelt: ['weight', 'weights'],
+    wrong: { weights: ['f64', NaN], onProgress: [1], signal: [1] },
+  },
+  saveModel: {
+    call: options((o) => train.saveModel('/nowhere/x.safetensors', model, o)),
+    misspelt: ['dtyp', 'dtype'],
+    wrong: { dtype: ['f64', NaN], description: [{}, 'a model'] },
+  },
+  describeModel: {
+    call: options((o) => train.describeModel(model, o)),
+    misspelt: ['presets', 'preset'],
+    wrong: { preset: [1, NaN], classNames: ['cat', [1]], sampler: ['edm'] },
+  },
+  lossCurveSvg: {
+    call: options((o) => train.lossCurveSvg([], o)),
+    misspelt: ['titel', 'title'],
+    wrong: { title: [1], smoothing: [-1, NaN, '1'] },
+  },
+  edmObjective: {
+    call: options((o) => train.edmObjective(o)),
+    misspelt: ['pmean', 'pMean'],
+    wrong: { pMean: [NaN, '1'], pStd: [0, NaN], sigmaData: [-1] },
+  },
+  encodeLatents: {
+    call: options((o) => train.encodeLatents(o)),
+    given: { dataset, vae, out: '/nowhere/x' },
+    misspelt: ['shardsize', 'shardSize'],
+    wrong: {
+      dataset: [1],
+      vae: [{}],
+      out: [1, ''],
+      batch: [0, NaN],
+      shardSize: [1.5],
+      dtype: ['u8'],
+      flip: [1],
+      signal: [1],
+    },
+  },
+  loadAutoencoder: {
+    call: options((o) => train.loadAutoencoder('none', o)),
+    misspelt: ['onprogress', 'onProgress'],
+    wrong: { onProgress: [1], signal: [NaN] },
+  },
+  saveAutoencoder: {
+    call: options((o) => train.saveAutoencoder('/nowhere/x', vae, o)),
+    misspelt: ['dtyp', 'dtype'],
+    wrong: { dtype: ['f64', NaN] },
+  },
+  writeReport: {
+    call: options((o) => train.writeReport('none', o)),
+    misspelt: ['outs', 'out'],
+    wrong: { out: [1, '', NaN] },
+  },
+  planTraining: {
+    call: options((o) => train.planTraining({ preset: 'mnist' }, o)),
+    misspelt: ['devise', 'device'],
+    wrong: { device: [1, '', NaN] },
+  },
+  'TrainingRun.open': {
+    call: options((o) => train.TrainingRun.open(o)),
+    given: { plan: train.planTraining({ preset: 'mnist' }), out: '/nowhere/x' },
+    misspelt: ['resumes', 'resume'],
+    wrong: {
+      plan: [{}, 'mnist'],
+      out: [1, ''],
+      seed: [-1, NaN],
+      resume: ['yes'],
+      checkpointEvery: [-1, 1.5],
+      keepCheckpoints: [0, NaN],
+      sampleEvery: ['1'],
+      vae: [{}],
+      lr: [1e-3],
+      report: [1],
+      nonFinite: ['ignore'],
+      onNote: [1],
+    },
   },
 };
 

@@ -23,10 +23,9 @@ export interface EncodeOptions {
 }
 
 export async function encode(
-  { data, vae: address, size, device, ...options }: EncodeOptions,
+  { data, vae: address, out, size, batch, shardSize, dtype, flip, device }: EncodeOptions,
   terminal: Terminal,
 ): Promise<number> {
-  const { out } = options;
   setDefaultDevice(device);
   const dataset = await openDataset(data, { size });
   try {
@@ -43,7 +42,7 @@ export async function encode(
         progress.update(done);
       };
       try {
-        const images = await encodeLatents({ ...options, dataset, vae, signal, onProgress });
+        const images = await encodeLatents({ dataset, vae, out, batch, shardSize, dtype, flip, signal, onProgress });
         const encoded = images - (before ?? 0);
         const seconds = Number(((performance.now() - started) / 1000).toFixed(2));
         terminal.data({ out, images, total, encoded, seconds });

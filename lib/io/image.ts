@@ -19,7 +19,7 @@ export interface Image {
 /** Larger images are refused before they are decoded. */
 const maxPixels = 2 ** 28;
 
-/** The sharp module, loaded when an image is first read or written. */
+/** The sharp module, loaded when an image is first read or written. @internal */
 export async function loadSharp(): Promise<typeof import('sharp').default> {
   try {
     return (await import('sharp')).default;

@@ -9,6 +9,7 @@ import { makeFolder, quote, toFileError, writeAtomically } from '../io/files.js'
 import { readSafetensorsHeader, saveSafetensors } from '../io/index.js';
 import { type AutoencoderConfig, AutoencoderKL, autoencoderName } from '../models/index.js';
 import { forLoading } from '../nn/init.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { scope } from '../scope.js';
 import { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 import { modelFormat } from './model-file.js';
@@ -81,6 +82,25 @@ export async function autoencoderWeights(path: string): Promise<string> {
   return join(path, weightsName);
 }
 
+/** Options of {@link loadAutoencoder}. */
+export type LoadAutoencoderOptions = Pick<LoadWeightsOptions, 'onProgress' | 'signal'>;
+
+/** Options of {@link saveAutoencoder}. */
+export interface SaveAutoencoderOptions {
+  /** Converts the weights. Default: as they are. */
+  dtype?: 'f32' | 'bf16' | 'f16';
+}
+
+const loadSchema = schema((z, is) =>
+  z.strictObject({
+    onProgress: is.callback<NonNullable<LoadAutoencoderOptions['onProgress']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<LoadAutoencoderOptions>),
+);
+const saveSchema = schema((z) =>
+  z.strictObject({ dtype: z.enum(['f32', 'bf16', 'f16']).optional() } satisfies Fields<SaveAutoencoderOptions>),
+);
+
 /**
  * Loads an autoencoder, in inference mode. A .safetensors file without a configuration is taken for Stable Diffusion's.
  *
@@ -88,10 +108,8 @@ export async function autoencoderWeights(path: string): Promise<string> {
  * are not finite, OptionError for a configuration this package does not have, StateDictError listing all keys for
  * weights of another configuration.
  */
-export async function loadAutoencoder(
-  path: string,
-  { onProgress, signal }: Pick<LoadWeightsOptions, 'onProgress' | 'signal'> = {},
-): Promise<AutoencoderKL> {
+export async function loadAutoencoder(path: string, options: LoadAutoencoderOptions = {}): Promise<AutoencoderKL> {
+  const { onProgress, signal } = parseOptions(loadSchema, options, 'loadAutoencoder');
   const weights = await autoencoderWeights(path);
   const config = weights === path ? await configOfFile(path) : await configOfFolder(path);
   const vae = forLoading(() => new AutoencoderKL(config)).eval();
@@ -140,13 +158,14 @@ function parseObject(text: string, path: string, problem: string): Record<string
 
 /**
  * Saves an autoencoder: to one file when `path` ends in .safetensors, else to a folder in diffusers' layout, made if
- * there is none. `dtype` converts the weights. Throws FileError.
+ * there is none. Throws FileError; OptionError for an option that is unknown or wrong.
  */
 export async function saveAutoencoder(
   path: string,
   vae: AutoencoderKL,
-  { dtype }: { dtype?: 'f32' | 'bf16' | 'f16' } = {},
+  options: SaveAutoencoderOptions = {},
 ): Promise<void> {
+  const { dtype } = parseOptions(saveSchema, options, 'saveAutoencoder');
   if (path.endsWith('.safetensors')) {
     const metadata = { format: modelFormat, formatVersion: '1', model: JSON.stringify({ kind, config: vae.config }) };
     return scope(() => saveSafetensors(path, vae.stateDict(), metadata, { dtype }));

@@ -9,10 +9,11 @@
  */
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { LoaderState } from '../data/index.js';
 import { FileFormatError, TrainError } from '../errors.js';
 import { loadSafetensors, readSafetensorsHeader, saveSafetensors } from '../io/index.js';
 import type { Module } from '../nn/index.js';
-import { type Output, schema } from '../options.js';
+import { type Fields, schema } from '../options.js';
 import { scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import type { Trainer } from './loop.js';
@@ -20,19 +21,32 @@ import type { Trainer } from './loop.js';
 export const checkpointFormat = 'diffit-checkpoint';
 const formatVersion = '1';
 
-const stateSchema = schema((z) =>
-  z.strictObject({
-    step: z.int().min(0),
-    images: z.int().min(0),
-    seed: z.int().min(0),
-    loader: z.strictObject({ epoch: z.int().min(0), cursor: z.int().min(0) }),
-    optimizerSteps: z.record(z.string(), z.int().min(0)),
-    config: z.record(z.string(), z.unknown()),
-  }),
-);
-
 /** What a checkpoint's metadata hold besides the tensors. */
-export type CheckpointState = Output<typeof stateSchema>;
+export interface CheckpointState {
+  /** Steps done. */
+  step: number;
+  /** Images seen. */
+  images: number;
+  /** Of the run. */
+  seed: number;
+  /** Position in the data. */
+  loader: LoaderState;
+  /** Updates each parameter has had, by name. */
+  optimizerSteps: Record<string, number>;
+  /** Settings of the run. */
+  config: RunConfig;
+}
+
+const stateSchema = schema((z, { natural }) =>
+  z.strictObject({
+    step: natural,
+    images: natural,
+    seed: natural,
+    loader: z.strictObject({ epoch: natural, cursor: natural }),
+    optimizerSteps: z.record(z.string(), natural),
+    config: z.record(z.string(), z.unknown()),
+  } satisfies Fields<CheckpointState>),
+);
 
 /** Settings of a run, kept with it and compared when it is resumed; plain JSON. */
 export type RunConfig = Record<string, unknown>;

@@ -20,9 +20,10 @@ import { type DType, itemSize } from '../dtype.js';
 import { DataError, OptionError } from '../errors.js';
 import { makeFolder } from '../io/files.js';
 import { saveSafetensors } from '../io/index.js';
-import type { AutoencoderKL } from '../models/index.js';
+import { AutoencoderKL } from '../models/index.js';
 import { unary } from '../ops/elementwise.js';
 import { mean as meanOf } from '../ops/reduce.js';
+import { type Fields, type Output, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import { numel } from '../shape.js';
 import { Tensor, tensor } from '../tensor.js';
@@ -51,17 +52,30 @@ export interface EncodeLatentsOptions {
   onProgress?: (progress: { done: number; total: number }) => void;
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    dataset: is.having<Dataset>(['get'], 'a data set'),
+    vae: is.value<AutoencoderKL>((x) => x instanceof AutoencoderKL, 'an AutoencoderKL'),
+    out: is.name,
+    batch: is.count.default(8),
+    shardSize: is.count.default(4096),
+    dtype: z.enum(['f32', 'f16', 'bf16']).default('f16'),
+    flip: z.boolean().default(false),
+    signal: is.signal.optional(),
+    onProgress: is.callback<NonNullable<EncodeLatentsOptions['onProgress']>>().optional(),
+  } satisfies Fields<EncodeLatentsOptions>),
+);
+type Settings = Output<typeof optionsSchema>;
+
 /**
  * Encodes what is not encoded yet, and returns how many images the folder then holds: all of them unless the signal
  * stopped it. Throws OptionError for images the autoencoder does not take, DataError when the folder holds latents made
  * with other settings, a listed shard is missing, or the encoder's numbers are not finite; FileError, FileFormatError.
  */
 export async function encodeLatents(options: EncodeLatentsOptions): Promise<number> {
-  const { dataset, vae, out, batch = 8, shardSize = 4096, signal, onProgress } = options;
-  if (!(Number.isInteger(shardSize) && shardSize >= 1)) {
-    throw new OptionError(`shardSize is ${shardSize}, expected an integer of at least 1.`);
-  }
-  const settings = await settingsOf(options);
+  const given = parseOptions(optionsSchema, options, 'encodeLatents');
+  const { dataset, vae, out, batch, shardSize, signal, onProgress } = given;
+  const settings = await settingsOf(given);
   await makeFolder(out);
   const index = await openIndex(out, settings);
   const total = dataset.length;
@@ -108,12 +122,7 @@ async function openIndex(out: string, settings: LatentSettings): Promise<LatentI
   return index;
 }
 
-async function settingsOf({
-  dataset,
-  vae,
-  dtype = 'f16',
-  flip = false,
-}: EncodeLatentsOptions): Promise<LatentSettings> {
+async function settingsOf({ dataset, vae, dtype, flip }: Settings): Promise<LatentSettings> {
   const { imageShape, length, numClasses, classNames } = dataset;
   const { inChannels, latentChannels, scalingFactor } = vae.config;
   const [height, width, channels] = imageShape;

@@ -3,7 +3,9 @@ export {
   autoencoderConfig,
   autoencoderFiles,
   autoencoderWeights,
+  type LoadAutoencoderOptions,
   loadAutoencoder,
+  type SaveAutoencoderOptions,
   saveAutoencoder,
 } from './autoencoder-file.js';
 export {
@@ -26,17 +28,21 @@ export {
   type TrainerOptions,
   type TrainingPrecision,
 } from './loop.js';
-export { type LossPoint, lossCurveSvg } from './loss-curve.js';
+export { type LossCurveOptions, type LossPoint, lossCurveSvg } from './loss-curve.js';
 export {
+  type DescribeOptions,
   describeModel,
+  type LoadedModel,
   type LoadModelOptions,
   loadModel,
   type ModelDescription,
   readModelDescription,
+  type SaveModelOptions,
   saveModel,
 } from './model-file.js';
 export {
   type EdmModel,
+  type EdmObjectiveOptions,
   edmObjective,
   latentObjective,
   type Objective,
@@ -44,10 +50,25 @@ export {
   type TensorBatch,
   uploadBatch,
 } from './objective.js';
-export { planTraining, type Recipe, readRecipe, type TrainingPlan } from './recipe.js';
-export { type RunRecord, readRecord } from './record.js';
+export {
+  type PlannedTraining,
+  type PlanOptions,
+  planTraining,
+  type Recipe,
+  readRecipe,
+  type TrainingPlan,
+} from './recipe.js';
+export { type RunRecord, type RunSession, readRecord } from './record.js';
 export type { RunStatus } from './report/run-facts.js';
 export { type ReportOptions, type WrittenReport, writeReport } from './report/write.js';
 export { type TrainCallbacks, TrainingRun, type TrainingRunOptions } from './run.js';
-export { checkSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';
+export {
+  checkSampler,
+  type EdmSamplerOptions,
+  type GaussianSamplerSettings,
+  parseSampler,
+  type ResolvedGaussianSampler,
+  type SamplerOptions,
+  type SamplerSettings,
+} from './sampler-settings.js';
 export { shippedWeights } from './shipped-weights.js';

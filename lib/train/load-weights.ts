@@ -8,6 +8,7 @@ import { forEachTensor, type LoadSafetensorsOptions, readSafetensorsHeader } fro
 import type { Module } from '../nn/index.js';
 import { concat } from '../ops/index.js';
 import { squareSum } from '../optim/index.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, scope } from '../scope.js';
 import type { Shape } from '../shape.js';
 import type { Tensor } from '../tensor.js';
@@ -22,19 +23,38 @@ export interface LoadWeightsOptions extends Pick<LoadSafetensorsOptions, 'onProg
   device?: DeviceName;
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    strict: z.boolean().default(true),
+    rename: is.callback<NonNullable<LoadWeightsOptions['rename']>>().optional(),
+    device: is.name.optional(),
+    onProgress: is.callback<NonNullable<LoadWeightsOptions['onProgress']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<LoadWeightsOptions>),
+);
+
 /** Most names an error lists. */
 const maxNames = 5;
 
 /**
- * Fills a model from a file; keys and shapes are checked before anything changes. Returns the file's metadata. Throws
- * FileError, StateDictError for another model's weights, FileFormatError for a damaged file and for weights that are NaN
- * or infinite, naming them.
+ * Fills a model from a file; keys and shapes are checked before anything changes. Returns the file's metadata.
+ *
+ * @throws {FileError} The file cannot be read.
+ * @throws {StateDictError} Another model's weights.
+ * @throws {FileFormatError} A damaged file, or weights that are NaN or infinite, naming them.
+ * @throws {OptionError} An option that is unknown or wrong.
  */
 export async function loadWeights(
   model: Module,
   path: string,
-  { strict = true, rename = (name) => name, device = defaultDevice(), ...rest }: LoadWeightsOptions = {},
+  options: LoadWeightsOptions = {},
 ): Promise<Record<string, string>> {
+  const {
+    strict,
+    rename = (name: string) => name,
+    device = defaultDevice(),
+    ...rest
+  } = parseOptions(optionsSchema, options, 'loadWeights');
   const { entries } = await readSafetensorsHeader(path);
   const shapes: Record<string, { shape: Shape }> = {};
   for (const { name, shape } of entries) {

@@ -11,10 +11,11 @@
 import type { Batch, LatentBatch, LoaderState } from '../data/index.js';
 import { NonFiniteError, OptionError, TrainError } from '../errors.js';
 import { replayed } from '../graph.js';
-import type { Module } from '../nn/index.js';
+import { Module } from '../nn/index.js';
 import { defaultGenerator } from '../ops/random.js';
 import { clipScale, squareSums } from '../optim/clip.js';
-import { type Adam, Ema, type LrSchedule, squareSum } from '../optim/index.js';
+import { Adam, Ema, type LrSchedule, squareSum } from '../optim/index.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { autocast, noGrad, scope } from '../scope.js';
 import type { Tensor } from '../tensor.js';
 import { type Objective, type TensorBatch, uploadBatch } from './objective.js';
@@ -69,6 +70,26 @@ export type TrainingPrecision = 'f32' | 'bf16';
 export type NonFinitePolicy = (typeof nonFinitePolicies)[number];
 export const nonFinitePolicies = ['stop', 'skip', 'rewind'] as const;
 
+const optionsSchema = schema((z, is) => {
+  const model = is.value<Module>((x) => x instanceof Module, 'a Module');
+  const precisionMessage = (input: unknown): string | undefined =>
+    input === 'f16' ? 'expected "f32" or "bf16" (f16 needs loss scaling, which there is none of)' : undefined;
+  return z.strictObject({
+    model,
+    average: model,
+    optimizer: is.value<Adam>((x) => x instanceof Adam, 'an Adam'),
+    objective: is.callback<Objective<Module>>(),
+    loader: is.having<BatchSource>(['state', 'restore'], 'a source of batches'),
+    seed: is.natural.default(0),
+    lr: is.callback<LrSchedule>().optional(),
+    emaDecay: is.callback<NonNullable<TrainerOptions<Module>['emaDecay']>>().optional(),
+    microBatch: is.count.optional(),
+    gradClip: z.number().positive().optional(),
+    precision: z.enum(['f32', 'bf16'], { error: ({ input }) => precisionMessage(input) }).default('f32'),
+    nonFinite: z.enum(nonFinitePolicies).default('stop'),
+  } satisfies Fields<TrainerOptions<Module>>);
+});
+
 /** One step as it is logged. */
 export interface StepReport {
   /** From 1. */
@@ -103,6 +124,16 @@ export interface RunOptions {
   rewind?: () => Promise<void>;
 }
 
+const runSchema = schema((z, is) =>
+  z.strictObject({
+    signal: is.signal.optional(),
+    onStep: is.callback<NonNullable<RunOptions['onStep']>>().optional(),
+    restsAfter: is.callback<NonNullable<RunOptions['restsAfter']>>().optional(),
+    atRest: is.callback<NonNullable<RunOptions['atRest']>>().optional(),
+    rewind: is.callback<NonNullable<RunOptions['rewind']>>().optional(),
+  } satisfies Fields<RunOptions>),
+);
+
 interface InFlight {
   step: number;
   lr: number;
@@ -122,7 +153,7 @@ const streamsPerStep = 2 ** 16;
 const objectiveStreams = 16;
 
 /** Trains a network by an objective, step by step; see {@link TrainerOptions}. {@link TrainingRun} adds folder, log and checkpoints. */
-export class Trainer<M extends Module> {
+export class Trainer<M extends Module> implements Disposable {
   /** Steps done. */
   step = 0;
   /** Images seen. */
@@ -143,31 +174,14 @@ export class Trainer<M extends Module> {
   /** By its first image, what replayed() knows the work of each part of a step by. */
   private readonly parts: Record<number, object> = {};
 
+  /**
+   * Sets the averages to the model's weights.
+   *
+   * @throws {OptionError} An option that is missing, unknown or out of range; networks whose parameters differ.
+   */
   constructor(options: TrainerOptions<M>) {
-    const {
-      model,
-      average,
-      optimizer,
-      loader,
-      seed = 0,
-      microBatch,
-      gradClip,
-      precision = 'f32',
-      nonFinite = 'stop',
-    } = options;
-    if (precision !== 'f32' && precision !== 'bf16') {
-      const why = precision === 'f16' ? ' (f16 needs loss scaling, which there is none of)' : '';
-      throw new OptionError(`Trainer: precision is ${precision}, expected f32 or bf16${why}.`);
-    }
-    if (microBatch !== undefined && !(Number.isInteger(microBatch) && microBatch >= 1)) {
-      throw new OptionError(`Trainer: microBatch is ${microBatch}, expected an integer of at least 1.`);
-    }
-    if (gradClip !== undefined && !(gradClip > 0)) {
-      throw new OptionError(`Trainer: gradClip is ${gradClip}, expected a number above 0.`);
-    }
-    if (!nonFinitePolicies.includes(nonFinite)) {
-      throw new OptionError(`Trainer: nonFinite is ${nonFinite}, expected one of ${nonFinitePolicies.join(', ')}.`);
-    }
+    const { seed } = parseOptions(optionsSchema, options, 'Trainer');
+    const { model, average, optimizer, loader } = options;
     this.options = options;
     this.model = model.train();
     this.average = average.eval();
@@ -182,7 +196,9 @@ export class Trainer<M extends Module> {
    * Trains until `steps` steps are done in all. Throws NonFiniteError when a loss or gradient is not finite and the policy is 'stop', or ten steps
    * in a row were not; the trainer is then at rest and its weights are good. Throws TrainError when the data end.
    */
-  async run(steps: number, { signal, onStep, restsAfter, atRest, rewind }: RunOptions = {}): Promise<void> {
+  async run(steps: number, options: RunOptions = {}): Promise<void> {
+    const { signal, onStep, restsAfter, atRest, rewind } = parseOptions(runSchema, options, 'Trainer.run');
+    if (!(steps >= 0)) throw new OptionError(`Trainer.run: steps is ${steps}, expected a number of at least 0.`);
     const { nonFinite: policy = 'stop' } = this.options;
     if (policy === 'rewind' && !rewind)
       throw new OptionError('Trainer.run: the policy "rewind" needs the option rewind.');
@@ -228,6 +244,17 @@ export class Trainer<M extends Module> {
       await batches.return?.();
       await Promise.allSettled(inFlight.map(({ loss }) => loss));
     }
+  }
+
+  /** Frees the optimizer's running means and what gradients there are. The networks and the loader stay the caller's. */
+  dispose(): void {
+    this.optimizer.zeroGrad();
+    this.optimizer.dispose();
+  }
+
+  /** Called at the end of the block by `using trainer = …`: {@link Trainer.dispose}. */
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 
   /** Throws TrainError when a weight is no longer finite, which the next step's loss would show too late. */

@@ -1,5 +1,7 @@
 /** The loss of a run as a picture: an SVG with the loss per step, a smoothed curve over it, and a logarithmic axis. */
 
+import { type Fields, parseOptions, schema } from '../options.js';
+
 /** A point of the curve. */
 export interface LossPoint {
   /** From 1. */
@@ -13,8 +15,24 @@ const margin = { top: 40, right: 24, bottom: 48, left: 64 };
 /** Most points drawn per curve; longer runs are averaged in equal stretches of steps. */
 const resolution = 600;
 
-/** An SVG document. `smoothing` is the number of steps averaged for the smooth curve, default 1/20 of the run. */
-export function lossCurveSvg(points: readonly LossPoint[], { title = 'Training loss', smoothing = 0 } = {}): string {
+/** Options of {@link lossCurveSvg}. */
+export interface LossCurveOptions {
+  /** Above the curve. Default 'Training loss'. */
+  title?: string;
+  /** Steps averaged for the smooth curve. Default 0: a twentieth of the run. */
+  smoothing?: number;
+}
+
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    title: z.string().default('Training loss'),
+    smoothing: is.atLeastZero.default(0),
+  } satisfies Fields<LossCurveOptions>),
+);
+
+/** The curve as an SVG document; losses that are not above 0 are left out. Throws OptionError for an option that is unknown or wrong. */
+export function lossCurveSvg(points: readonly LossPoint[], options: LossCurveOptions = {}): string {
+  const { title, smoothing } = parseOptions(optionsSchema, options, 'lossCurveSvg');
   const drawn = points.filter(({ loss }) => Number.isFinite(loss) && loss > 0);
   const body = drawn.length > 0 ? curves(drawn, smoothing || Math.max(1, drawn.length / 20)) : '';
   return [

@@ -12,8 +12,8 @@ import {
   modelKinds,
 } from '../models/index.js';
 import { forLoading } from '../nn/init.js';
-import { type Output, schema } from '../options.js';
-import { scope } from '../scope.js';
+import { type Fields, parseOptions, schema } from '../options.js';
+import { scope, withDispose } from '../scope.js';
 import { checkpointFormat, readCheckpointState } from './checkpoint.js';
 import { type LoadWeightsOptions, loadWeights } from './load-weights.js';
 import { defaultSampler, parseSampler, type SamplerOptions, type SamplerSettings } from './sampler-settings.js';
@@ -22,34 +22,70 @@ export const modelFormat = 'diffit-model';
 
 const descriptionSchema = schema((z) =>
   z.object({
-    /** Class of the network. */
     kind: z.string(),
-    /** Its constructor's options. */
     config: z.record(z.string(), z.unknown()),
-    /** Preset it comes from. */
     preset: z.string().optional(),
-    /** Names of the classes it was trained on, by label. */
     classNames: z.array(z.string()).optional(),
-    /** How it is meant to be sampled. */
     sampler: z.record(z.string(), z.unknown()).default({}),
-  }),
+  } satisfies Record<keyof ModelDescription, unknown>),
 );
 
 /** What a model file says about its network; the part of a run's config that stays with the weights. */
-export interface ModelDescription extends Output<typeof descriptionSchema> {
+export interface ModelDescription {
+  /** Class of the network. */
+  kind: string;
+  /** Its constructor's options. */
+  config: Record<string, unknown>;
+  /** Preset it comes from. */
+  preset?: string;
+  /** Names of the classes it was trained on, by label. */
+  classNames?: string[];
   /** How to sample from it, unless told otherwise. */
   sampler: SamplerSettings;
 }
 
-/** Describes a network for {@link saveModel} and for checkpoints. */
-export function describeModel(
-  model: DiffusionModel,
-  {
+/** Options of {@link describeModel}. */
+export interface DescribeOptions {
+  /** Preset it comes from. */
+  preset?: string;
+  /** Names of the classes it was trained on, by label. */
+  classNames?: readonly string[];
+  /** How it is meant to be sampled. Default: EDM's sampler for image-space models, DDPM for latent ones; no guidance. */
+  sampler?: SamplerOptions;
+}
+
+/** Options of {@link saveModel}. */
+export interface SaveModelOptions {
+  /** What the file says of the network. Default: describeModel(model). */
+  description?: ModelDescription;
+  /** Converts the weights. Default: as they are. */
+  dtype?: 'f32' | 'bf16' | 'f16';
+}
+
+const describeSchema = schema((z, is) =>
+  z.strictObject({
+    preset: z.string().optional(),
+    classNames: z.array(z.string()).optional(),
+    // parseSampler() checks what is in it.
+    sampler: is.value<SamplerOptions>((x) => typeof x === 'object' && x !== null, "a sampler's settings").optional(),
+  } satisfies Fields<DescribeOptions>),
+);
+const saveSchema = schema((z, is) =>
+  z.strictObject({
+    description: is
+      .value<ModelDescription>((x) => descriptionSchema().safeParse(x).success, "a model's description")
+      .optional(),
+    dtype: z.enum(['f32', 'bf16', 'f16']).optional(),
+  } satisfies Fields<SaveModelOptions>),
+);
+
+/** Describes a network for {@link saveModel} and for checkpoints. Throws OptionError for an option that is unknown or wrong. */
+export function describeModel(model: DiffusionModel, options: DescribeOptions = {}): ModelDescription {
+  const {
     preset,
     classNames,
     sampler = defaultSampler(model),
-  }: { preset?: string; classNames?: readonly string[]; sampler?: SamplerOptions } = {},
-): ModelDescription {
+  } = parseOptions(describeSchema, options, 'describeModel');
   const kind = Object.entries(modelKinds).find(([, type]) => model instanceof type)?.[0] as string;
   return {
     kind,
@@ -60,15 +96,14 @@ export function describeModel(
   };
 }
 
-/** Writes a model file; `dtype` converts the weights. Throws FileError. */
-export async function saveModel(
-  path: string,
-  model: DiffusionModel,
-  {
-    description = describeModel(model),
-    dtype,
-  }: { description?: ModelDescription; dtype?: 'f32' | 'bf16' | 'f16' } = {},
-): Promise<void> {
+/**
+ * Writes a model file, whole or not at all.
+ *
+ * @throws {FileError} The file cannot be written.
+ * @throws {OptionError} An option that is unknown or wrong.
+ */
+export async function saveModel(path: string, model: DiffusionModel, options: SaveModelOptions = {}): Promise<void> {
+  const { description = describeModel(model), dtype } = parseOptions(saveSchema, options, 'saveModel');
   const metadata = { format: modelFormat, formatVersion: '1', model: JSON.stringify(description) };
   await scope(() => saveSafetensors(path, model.stateDict(), metadata, { dtype }));
 }
@@ -113,14 +148,32 @@ export interface LoadModelOptions extends Pick<LoadWeightsOptions, 'onProgress' 
   weights?: 'f32' | 'bf16';
 }
 
+const loadSchema = schema((z, is) =>
+  z.strictObject({
+    weights: z.enum(['f32', 'bf16']).default('f32'),
+    onProgress: is.callback<NonNullable<LoadModelOptions['onProgress']>>().optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<LoadModelOptions>),
+);
+
+/** What {@link loadModel} gives: `using loaded = await train.loadModel(path)` disposes the network at the end of the block. */
+export interface LoadedModel extends Disposable {
+  /** The network, in inference mode. */
+  model: DiffusionModel;
+  /** What its file says of it. */
+  description: ModelDescription;
+}
+
 /**
- * The network of a model file, or the averaged one of a training checkpoint, in inference mode. Throws FileError,
- * FileFormatError, OptionError for a configuration this version does not know, StateDictError for other weights.
+ * The network of a model file, or the averaged one of a training checkpoint, in inference mode.
+ *
+ * @throws {FileError} The file cannot be read.
+ * @throws {FileFormatError} It is damaged, or holds no model.
+ * @throws {OptionError} An option that is unknown or wrong; a configuration this version does not know.
+ * @throws {StateDictError} Other weights than the configuration's.
  */
-export async function loadModel(
-  path: string,
-  { weights = 'f32', onProgress, signal }: LoadModelOptions = {},
-): Promise<{ model: DiffusionModel; description: ModelDescription }> {
+export async function loadModel(path: string, options: LoadModelOptions = {}): Promise<LoadedModel> {
+  const { weights, onProgress, signal } = parseOptions(loadSchema, options, 'loadModel');
   const description = await readModelDescription(path);
   const { kind, config } = description;
   const model = forLoading(() => makeModel(kind, config, path), { weights }).eval();
@@ -130,7 +183,7 @@ export async function loadModel(
     model.dispose();
     throw error;
   }
-  return { model, description };
+  return withDispose({ model, description }, () => model.dispose());
 }
 
 /** A network of a described class. Throws OptionError for one this version does not know. */

@@ -6,6 +6,7 @@ import type { Module } from '../nn/index.js';
 import { add, affine, cast, mul } from '../ops/elementwise.js';
 import { permute } from '../ops/index.js';
 import { type RandomKey, randn } from '../ops/random.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { HostRandom } from '../random.js';
 import { scope } from '../scope.js';
 import { Tensor, tensor } from '../tensor.js';
@@ -68,12 +69,31 @@ export interface EdmModel extends Module, EdmNetwork {
   readonly config: { readonly numClasses: number };
 }
 
-/** EDM's denoising loss (Karras et al. 2022, Table 1). Defaults: pMean -1.2, pStd 1.2, sigmaData 0.5. */
-export function edmObjective(options: { pMean?: number; pStd?: number; sigmaData?: number } = {}): Objective<EdmModel> {
+/** Options of {@link edmObjective}. */
+export interface EdmObjectiveOptions {
+  /** P_mean: mean of ln(sigma). Default -1.2. */
+  pMean?: number;
+  /** P_std: standard deviation of ln(sigma). Default 1.2. */
+  pStd?: number;
+  /** Standard deviation of the training data. Default 0.5. */
+  sigmaData?: number;
+}
+
+const edmSchema = schema((z) =>
+  z.strictObject({
+    pMean: z.number().optional(),
+    pStd: z.number().positive().optional(),
+    sigmaData: z.number().positive().optional(),
+  } satisfies Fields<EdmObjectiveOptions>),
+);
+
+/** EDM's denoising loss (Karras et al. 2022, Table 1). Throws OptionError for an option that is unknown or out of range. */
+export function edmObjective(options: EdmObjectiveOptions = {}): Objective<EdmModel> {
+  const settings = parseOptions(edmSchema, options, 'edmObjective');
   return (model, { images, labels }, { seed, stream, firstSample }) => {
     const { device } = images;
     return edmLoss(model, images, {
-      ...options,
+      ...settings,
       rndNormal: randn([images.shape[0]], { seed, stream, firstSample, device }),
       noise: randn(images.shape, { seed, stream: stream + 1, firstSample, device }),
       labels: model.config.numClasses > 0 ? labels : undefined,

@@ -10,68 +10,109 @@ import { type DeviceName, defaultDevice } from '../device.js';
 import { FileFormatError, OptionError } from '../errors.js';
 import { messageOf, toFileError } from '../io/files.js';
 import { preset } from '../models/index.js';
-import { type Input, type Output, parseOptions, schema } from '../options.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import { parseSampler, type SamplerSettings } from './sampler-settings.js';
 
-const trainingSchema = schema((z) =>
+/** How a plan trains its network; in a recipe's "training" everything but `batch` and `lr` has a default. */
+export interface PlannedTraining {
+  /** Images per step. */
+  batch: number;
+  /** Most images per forward pass. Default: the whole batch. */
+  microBatch?: number;
+  /** Peak learning rate of AdamW, at least 0. */
+  lr: number;
+  /** Images over which the learning rate rises from 0. Default 0. */
+  lrRampImages: number;
+  /** Images between which the rate falls to 1% along a half cosine. Default: it stays. */
+  lrDecayImages?: [from: number, to: number];
+  /** EMA half-life in images (EDM). Default 500,000. */
+  emaHalfLifeImages: number;
+  /** EMA decay per step, from 0 to 1; goes before the half-life. */
+  emaDecay?: number;
+  /** The half-life is at most this share of the images seen so far. Default: no ramp-up. */
+  emaRampUp?: number;
+  /** Random horizontal flips. Default false. */
+  flip: boolean;
+  /** AdamW's, decoupled, at least 0. Default 0. */
+  weightDecay: number;
+  /** EDM, image-space models: mean of ln(sigma). Default -1.2. */
+  pMean: number;
+  /** EDM, image-space models: standard deviation of ln(sigma). Default 1.2. */
+  pStd: number;
+  /** Gaussian diffusion, latent models: weight of a timestep's loss. Default 'uniform'. */
+  weighting: 'uniform' | 'min-snr-5';
+  /** Latent models: recompute blocks in the backward pass instead of keeping their activations. Default false. */
+  gradientCheckpointing: boolean;
+  /** Largest L2 norm of all gradients. Default: no clipping. */
+  gradClip?: number;
+  /** Of matrix products and activations; weights, sums and the optimizer are f32. Default: the preset's on a GPU, else f32. */
+  precision: 'f32' | 'bf16';
+}
+
+const trainingSchema = schema((z, is) =>
   z.strictObject({
-    /** Images per step. */
-    batch: z.int().min(1),
-    /** Most images per forward pass; default the whole batch. */
-    microBatch: z.int().min(1).optional(),
-    /** Peak learning rate of Adam. */
-    lr: z.number().min(0),
-    /** Images over which the learning rate rises from 0. */
-    lrRampImages: z.number().min(0).default(0),
-    /** `[from, to]`: images between which the rate falls to 1% along a half cosine; absent: it stays. */
+    batch: is.count,
+    microBatch: is.count.optional(),
+    lr: is.atLeastZero,
+    lrRampImages: is.atLeastZero.default(0),
     lrDecayImages: z
-      .tuple([z.number().min(0), z.number().min(0)])
+      .tuple([is.atLeastZero, is.atLeastZero])
       .refine(([from, to]) => from < to, 'expected [from, to] with from < to')
       .optional(),
-    /** EMA half-life in images (EDM). */
-    emaHalfLifeImages: z.number().min(0).default(500_000),
-    /** EMA decay per step instead. */
-    emaDecay: z.number().min(0).max(1).optional(),
-    /** The half-life is at most this share of the images seen so far; absent: no ramp-up. */
+    emaHalfLifeImages: is.atLeastZero.default(500_000),
+    emaDecay: is.share.optional(),
     emaRampUp: z.number().positive().optional(),
-    /** Random horizontal flips. */
     flip: z.boolean().default(false),
-    /** AdamW's, decoupled. */
-    weightDecay: z.number().min(0).default(0),
-    /** EDM, image-space models: ln(sigma) ~ N(pMean, pStd^2); EDM's values by default. */
+    weightDecay: is.atLeastZero.default(0),
     pMean: z.number().default(-1.2),
     pStd: z.number().positive().default(1.2),
-    /** Gaussian diffusion, latent models: weight of a timestep's loss, 'uniform' or 'min-snr-5'. */
     weighting: z.enum(['uniform', 'min-snr-5']).default('uniform'),
-    /** Latent models: recompute blocks in the backward pass instead of keeping their activations. */
     gradientCheckpointing: z.boolean().default(false),
-    /** Largest L2 norm of all gradients; absent: no clipping. */
     gradClip: z.number().positive().optional(),
-    /** Of matrix products and activations; weights, sums and the optimizer are f32. Default: the preset's on a GPU, else f32. */
     precision: z.enum(['f32', 'bf16'], { error: ({ input }) => precisionMessage(input) }).default('f32'),
-  }),
+  } satisfies Record<keyof PlannedTraining, unknown>),
 );
 
 function precisionMessage(input: unknown): string | undefined {
-  return input === 'f16' ? 'f16 would need loss scaling, which there is none of; expected "f32" or "bf16"' : undefined;
+  return input === 'f16' ? 'expected "f32" or "bf16" (f16 would need loss scaling, which there is none of)' : undefined;
 }
 
 const kinds = ['ImageDiffiT', 'LatentDiffiT', 'DiT'] as const;
 
+/** A recipe as its file has it. Every part is optional where a preset gives it. */
+export interface Recipe {
+  /** Name of a preset that gives what the recipe leaves out. */
+  preset?: string;
+  /** Class of the network. Default: the preset's, else 'ImageDiffiT'. 'DiT' on a latent preset trains the baseline. */
+  kind?: 'ImageDiffiT' | 'LatentDiffiT' | 'DiT';
+  /** Options of the network, over the preset's. */
+  model?: Record<string, unknown>;
+  /** What data.openDataset() takes, or for a latent model a folder of latents. Default: the preset's. */
+  data?: string;
+  /** {@link PlannedTraining}, over the preset's; checked when it is planned. */
+  training?: Record<string, unknown>;
+  /** {@link SamplerOptions}, over the preset's; checked when it is planned. */
+  sampler?: Record<string, unknown>;
+}
+
 const recipeSchema = schema((z) =>
   z.strictObject({
     preset: z.string().optional(),
-    /** Class of the network: the preset's, else ImageDiffiT. "DiT" on a latent preset trains the baseline. */
     kind: z.enum(kinds).optional(),
     model: z.record(z.string(), z.unknown()).optional(),
     data: z.string().optional(),
     training: z.record(z.string(), z.unknown()).optional(),
     sampler: z.record(z.string(), z.unknown()).optional(),
-  }),
+  } satisfies Fields<Recipe>),
 );
 
-/** A recipe as its file has it. */
-export type Recipe = Input<typeof recipeSchema>;
+/** Options of {@link planTraining}. */
+export interface PlanOptions {
+  /** Where the run will be. Default: defaultDevice(). */
+  device?: DeviceName;
+}
+
+const planSchema = schema((z, is) => z.strictObject({ device: is.name.optional() } satisfies Fields<PlanOptions>));
 
 /** A recipe with everything filled in. */
 export interface TrainingPlan {
@@ -84,7 +125,7 @@ export interface TrainingPlan {
   /** What data.openDataset() takes, or for a latent model a folder of latents. */
   data?: string;
   /** Settings of the training, complete. */
-  training: Output<typeof trainingSchema>;
+  training: PlannedTraining;
   /** Settings of the sampler of grids and of the saved model, complete. */
   sampler: SamplerSettings;
 }
@@ -107,7 +148,8 @@ export async function readRecipe(path: string): Promise<Recipe> {
  * A recipe over its preset, for a run on `device`. Throws OptionError for an unknown preset (with a suggestion) and for a wrong or missing
  * setting.
  */
-export function planTraining(recipe: Recipe, { device = defaultDevice() }: { device?: DeviceName } = {}): TrainingPlan {
+export function planTraining(recipe: Recipe, options: PlanOptions = {}): TrainingPlan {
+  const { device = defaultDevice() } = parseOptions(planSchema, options, 'planTraining');
   const { preset: name, kind, model, data, training, sampler } = parseOptions(recipeSchema, recipe, 'Recipe');
   const base = name === undefined ? undefined : preset(name);
   if (!base && !model) throw new OptionError('Recipe: a preset or a "model" is needed.');

@@ -7,46 +7,69 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { FileFormatError } from '../errors.js';
 import { toFileError, writeAtomically } from '../io/files.js';
-import { type Output, schema } from '../options.js';
+import { type Fields, schema } from '../options.js';
 
 const recordFormat = 'diffit-run';
+
+/** One stretch of a run, from its start or resumption to its end. */
+export interface RunSession {
+  /** ISO 8601. */
+  started: string;
+  /** ISO 8601; absent while it runs, and when it was killed. */
+  ended?: string;
+  /** Step it went on after; 0 for a new run. */
+  after: number;
+}
+
+/** What run.json holds. */
+export interface RunRecord {
+  /** Says what the file is. */
+  format: 'diffit-run';
+  /** Of the format. */
+  formatVersion: 1;
+  /** 'running' also stays when a run is killed: its process is then gone. */
+  status: 'running' | 'finished' | 'interrupted' | 'failed';
+  /** Why it failed. */
+  error?: string;
+  /** Steps it should do in all; absent before training and where something else ends it. */
+  steps?: number;
+  /** Names all random numbers of the run. */
+  seed: number;
+  /** Where it trains. */
+  device: string;
+  /** Processor or GPU. */
+  deviceModel?: string;
+  /** Trainable numbers of the network. */
+  parameters: number;
+  /** What it is trained on, as it was named. */
+  data: string;
+  /** Settings, as in the checkpoints. */
+  config: Record<string, unknown>;
+  /** What trains it. */
+  process: { pid: number; host: string };
+  /** Its stretches, the first first. */
+  sessions: RunSession[];
+}
 
 const recordSchema = schema((z) =>
   z.object({
     format: z.literal(recordFormat),
     formatVersion: z.literal(1),
-    /** 'running' also stays when a run is killed: its process is then gone. */
     status: z.enum(['running', 'finished', 'interrupted', 'failed']),
-    /** Why it failed. */
     error: z.string().optional(),
-    /** Steps it should do in all; absent before training and where something else ends it. */
     steps: z.number().optional(),
     seed: z.number(),
     device: z.string(),
-    /** Processor or GPU. */
     deviceModel: z.string().optional(),
-    /** Trainable numbers of the network. */
     parameters: z.number(),
-    /** What it is trained on, as it was named. */
     data: z.string(),
-    /** As in the checkpoints. */
     config: z.record(z.string(), z.unknown()),
     process: z.object({ pid: z.number(), host: z.string() }),
     sessions: z.array(
-      z.object({
-        /** ISO 8601. */
-        started: z.string(),
-        /** Absent while it runs, and when it was killed. */
-        ended: z.string().optional(),
-        /** Step it went on after; 0 for a new run. */
-        after: z.number(),
-      }),
+      z.object({ started: z.string(), ended: z.string().optional(), after: z.number() } satisfies Fields<RunSession>),
     ),
-  }),
+  } satisfies Fields<RunRecord>),
 );
-
-/** What run.json holds. */
-export type RunRecord = Output<typeof recordSchema>;
 
 /** Settings of a run that its record repeats. */
 export type RunSettings = Pick<RunRecord, 'seed' | 'device' | 'deviceModel' | 'parameters' | 'data' | 'config'>;

@@ -20,6 +20,7 @@ import { imageGrid, saveImage } from '../io/index.js';
 import { type DiffusionModel, ImageDiffiT, LatentTransformer, modelKinds } from '../models/index.js';
 import { defaultGenerator } from '../ops/random.js';
 import { AdamW, edmEmaDecay, type LrSchedule, rampLr } from '../optim/index.js';
+import { type Fields, type Output, parseOptions, schema } from '../options.js';
 import { autocast } from '../scope.js';
 import {
   checkpointPath,
@@ -32,7 +33,7 @@ import {
 } from './checkpoint.js';
 import { generate, imageShape, type LatentDecoder } from './generate.js';
 import { readLog, TrainLog } from './log.js';
-import { type BatchSource, type NonFinitePolicy, type StepReport, Trainer } from './loop.js';
+import { type BatchSource, type NonFinitePolicy, nonFinitePolicies, type StepReport, Trainer } from './loop.js';
 import { lossCurveSvg } from './loss-curve.js';
 import { describeModel, type ModelDescription, saveModel } from './model-file.js';
 import { edmObjective, gaussianObjective, latentObjective, type Objective } from './objective.js';
@@ -69,6 +70,27 @@ export interface TrainingRunOptions {
   report?: boolean;
 }
 
+const optionsSchema = schema((z, is) =>
+  z.strictObject({
+    plan: is.value<TrainingPlan>(
+      (x) => typeof x === 'object' && x !== null && 'training' in x && 'sampler' in x,
+      'a plan, from planTraining()',
+    ),
+    out: is.name,
+    seed: is.natural.default(0),
+    resume: z.boolean().default(false),
+    checkpointEvery: is.natural.default(1000),
+    keepCheckpoints: is.count.default(2),
+    nonFinite: z.enum(nonFinitePolicies).default('stop'),
+    onNote: is.callback<NonNullable<TrainingRunOptions['onNote']>>().optional(),
+    sampleEvery: is.natural.default(0),
+    vae: is.having<LatentDecoder>(['decode'], 'a decoder of latents').optional(),
+    lr: is.callback<LrSchedule>().optional(),
+    report: z.boolean().default(false),
+  } satisfies Fields<TrainingRunOptions>),
+);
+type Settings = Output<typeof optionsSchema>;
+
 /** What {@link TrainingRun.train} reports while it works. */
 export interface TrainCallbacks {
   /** Stops after the step being computed and writes a checkpoint. */
@@ -78,6 +100,14 @@ export interface TrainCallbacks {
   /** A checkpoint, a sample grid or the model was written. */
   onFile?: (path: string) => void;
 }
+
+const callbacksSchema = schema((z, is) =>
+  z.strictObject({
+    signal: is.signal.optional(),
+    onStep: is.callback<NonNullable<TrainCallbacks['onStep']>>().optional(),
+    onFile: is.callback<NonNullable<TrainCallbacks['onFile']>>().optional(),
+  } satisfies Fields<TrainCallbacks>),
+);
 
 /** Images per class, and of an unconditional model, in sample grids. */
 const sampleColumns = 4;
@@ -95,7 +125,7 @@ export class TrainingRun implements AsyncDisposable {
     private readonly log: TrainLog,
     private readonly recorder: RunRecorder,
     private readonly report: ReportKeeper | undefined,
-    private readonly options: TrainingRunOptions,
+    private readonly options: Settings,
     private readonly config: RunConfig & { model: ModelDescription },
   ) {}
 
@@ -104,18 +134,8 @@ export class TrainingRun implements AsyncDisposable {
    * FileError, TrainError (there is a run already, or none to resume, or its settings differ).
    */
   static async open(options: TrainingRunOptions): Promise<TrainingRun> {
-    const {
-      plan,
-      out,
-      seed = 0,
-      resume = false,
-      sampleEvery = 0,
-      vae,
-      nonFinite = 'stop',
-      keepCheckpoints = 2,
-    } = options;
-    if (!(Number.isInteger(keepCheckpoints) && keepCheckpoints >= 1))
-      throw new OptionError(`TrainingRun: keepCheckpoints is ${keepCheckpoints}, expected an integer of at least 1.`);
+    const settings = parseOptions(optionsSchema, options, 'TrainingRun.open');
+    const { plan, out, seed, resume, sampleEvery, vae, nonFinite } = settings;
     const { training, data } = plan;
     if (data === undefined) throw new OptionError('There is no data to train on: name a data set.');
     const [newest] = (await listCheckpoints(out)).slice(-1);
@@ -145,7 +165,7 @@ export class TrainingRun implements AsyncDisposable {
       }),
       objective: objectiveOf(model, training),
       lr:
-        options.lr ??
+        settings.lr ??
         rampLr(training.lr, training.lrRampImages, { decay: training.lrDecayImages, final: training.lr / 100 }),
       emaDecay: (images, batch) => emaDecay ?? edmEmaDecay(images, batch, { halfLifeImages, rampUp }),
       microBatch: training.microBatch,
@@ -153,8 +173,12 @@ export class TrainingRun implements AsyncDisposable {
       precision: training.precision,
       nonFinite,
     });
-    const config = { model: describeModel(model, { ...plan, classNames }), training, data: { images: dataset.length } };
-    if (newest) await restoreNewest(options, trainer, config);
+    const config = {
+      model: describeModel(model, { preset: plan.preset, sampler: plan.sampler, classNames }),
+      training,
+      data: { images: dataset.length },
+    };
+    if (newest) await restoreNewest(settings, trainer, config);
     await makeFolder(out);
     await sweepLeftovers(out);
     const [{ device }] = model.parameters();
@@ -167,12 +191,13 @@ export class TrainingRun implements AsyncDisposable {
       config,
     });
     const log = await TrainLog.open(join(out, 'log.jsonl'), trainer.step);
-    const report = options.report ? new ReportKeeper(out) : undefined;
-    return new TrainingRun(trainer, average, dataset, log, recorder, report, options, config);
+    const report = settings.report ? new ReportKeeper(out) : undefined;
+    return new TrainingRun(trainer, average, dataset, log, recorder, report, settings, config);
   }
 
   /** Trains until `steps` steps are done in all; false when the signal stopped it. Throws TrainError on a loss that is not finite. */
   async train(steps: number, callbacks: TrainCallbacks = {}): Promise<boolean> {
+    parseOptions(callbacksSchema, callbacks, 'TrainingRun.train');
     await this.recorder.running(steps);
     try {
       await this.work(steps, callbacks);
@@ -203,7 +228,7 @@ export class TrainingRun implements AsyncDisposable {
   async close(): Promise<void> {
     await this.log.close();
     if ('close' in this.dataset) this.dataset.close?.();
-    this.trainer.optimizer.dispose();
+    this.trainer.dispose();
     this.trainer.model.dispose();
     this.average.dispose();
   }
@@ -215,7 +240,7 @@ export class TrainingRun implements AsyncDisposable {
 
   private async work(steps: number, callbacks: TrainCallbacks): Promise<void> {
     const { trainer } = this;
-    const { checkpointEvery = 1000, sampleEvery = 0 } = this.options;
+    const { checkpointEvery, sampleEvery } = this.options;
     const due = (step: number, every: number): boolean => every > 0 && step % every === 0;
     const [{ device }] = trainer.model.parameters();
     if (this.options.nonFinite === 'rewind' && (await listCheckpoints(this.options.out)).length === 0)
@@ -263,7 +288,7 @@ export class TrainingRun implements AsyncDisposable {
     const [newest] = (await listCheckpoints(this.options.out)).slice(-1);
     if (newest === path) return;
     await saveCheckpoint(path, this.trainer, this.config);
-    await pruneCheckpoints(this.options.out, this.options.keepCheckpoints ?? 2);
+    await pruneCheckpoints(this.options.out, this.options.keepCheckpoints);
     onFile?.(path);
   }
 

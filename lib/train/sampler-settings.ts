@@ -9,48 +9,71 @@ import {
 } from '../diffusion/index.js';
 import { OptionError, unknownName } from '../errors.js';
 import { type DiffusionModel, ImageDiffiT, type LatentTransformer } from '../models/index.js';
-import { type Input, type Output, parseOptions, schema } from '../options.js';
+import { type Fields, parseOptions, schema } from '../options.js';
 import type { Tensor } from '../tensor.js';
 
-/** EDM's Heun sampler, for image-space models. */
-const edm = schema((z) =>
+/** EDM's Heun sampler ({@link sampleEdm}), for image-space models. */
+export interface EdmSamplerOptions {
+  /** Default 'edm'. */
+  kind?: 'edm';
+  /** Noise levels. Default 18. */
+  steps?: number;
+  /** Scale of classifier-free guidance. Default 1: none. */
+  cfgScale?: number;
+  /** Noise added back on the way, at least 0. Default 0: deterministic. */
+  churn?: number;
+}
+
+/** Samplers of Gaussian diffusion ({@link sampleDdpm}, {@link sampleDdim}, {@link sampleDpmSolver}), for latent models. */
+export interface GaussianSamplerSettings {
+  /** Which of the three. */
+  kind: 'ddpm' | 'ddim' | 'dpm';
+  /** Timesteps of the 1000 that are visited. Default: 250, 50 and 25 for ddpm, ddim and dpm. */
+  steps?: number;
+  /** Scale of classifier-free guidance. Default 1: none. */
+  cfgScale?: number;
+  /** Exponent of the power-cosine guidance scale. Default: the scale is constant. */
+  scalePow?: number;
+  /** Guide all noise channels. Default false: the first three, as NVIDIA's sampler does. */
+  cfgAllChannels?: boolean;
+  /** Lowest and highest timestep at which guidance acts. Default: all. */
+  cfgInterval?: [low: number, high: number];
+  /** DDIM's noise, from 0, deterministic, to 1, like DDPM. Default 0. */
+  eta?: number;
+}
+
+const edm = schema((z, is) =>
   z.strictObject({
     kind: z.literal('edm').default('edm'),
-    /** Noise levels. */
-    steps: z.int().min(1).default(18),
-    /** Classifier-free guidance; 1: none. */
+    steps: is.count.default(18),
     cfgScale: z.number().default(1),
-    /** Noise added back on the way; 0 is deterministic. */
-    churn: z.number().min(0).default(0),
-  }),
+    churn: is.atLeastZero.default(0),
+  } satisfies Fields<EdmSamplerOptions>),
 );
 
 const gaussianKinds = ['ddpm', 'ddim', 'dpm'] as const;
 
-/** Samplers of Gaussian diffusion, for latent models. */
-const gaussian = schema((z) =>
+const gaussian = schema((z, is) =>
   z.strictObject({
     kind: z.enum(gaussianKinds),
-    /** Timesteps of the 1000 that are visited. Default: 250, 50 and 25 for ddpm, ddim and dpm. */
-    steps: z.int().min(1),
+    steps: is.count,
     cfgScale: z.number().default(1),
-    /** Exponent of the power-cosine guidance scale; absent: constant. */
     scalePow: z.number().positive().optional(),
-    /** Guides all noise channels; default: the first three, as NVIDIA's sampler does. */
     cfgAllChannels: z.boolean().default(false),
-    /** Timesteps between which guidance acts. */
     cfgInterval: z.tuple([z.number(), z.number()]).optional(),
-    /** DDIM's noise: 0 is deterministic, 1 like DDPM. */
-    eta: z.number().min(0).default(0),
-  }),
+    eta: is.share.default(0),
+  } satisfies Fields<GaussianSamplerSettings>),
 );
 
 const defaultSteps = { ddpm: 250, ddim: 50, dpm: 25 };
 
 /** Settings of a sampler; everything but the kind of a Gaussian one has a default. */
-export type SamplerOptions = Input<typeof edm> | (Omit<Input<typeof gaussian>, 'steps'> & { steps?: number });
+export type SamplerOptions = EdmSamplerOptions | GaussianSamplerSettings;
+/** Those of a sampler of Gaussian diffusion, with their defaults. */
+export type ResolvedGaussianSampler = Required<Omit<GaussianSamplerSettings, 'scalePow' | 'cfgInterval'>> &
+  Pick<GaussianSamplerSettings, 'scalePow' | 'cfgInterval'>;
 /** The settings with their defaults. */
-export type SamplerSettings = Output<typeof edm> | Output<typeof gaussian>;
+export type SamplerSettings = Required<EdmSamplerOptions> | ResolvedGaussianSampler;
 
 const kinds = ['edm', ...gaussianKinds];
 
@@ -111,7 +134,7 @@ export function startSampler(
 function startGaussian(
   model: LatentTransformer,
   noise: Tensor,
-  settings: Output<typeof gaussian>,
+  settings: ResolvedGaussianSampler,
   { labels, ...run }: SamplerRun,
 ): AsyncGenerator<SamplerStep> {
   const { kind, steps: count, cfgAllChannels, cfgInterval, eta, ...guidance } = settings;

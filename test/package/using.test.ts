@@ -1,6 +1,6 @@
 /** `using` on what owns something, as a user's compiler sees it: strict, with the types of Node and lib es2022 alone, both resolutions. */
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
@@ -17,8 +17,10 @@ export async function owners(options: train.TrainingRunOptions): Promise<void> {
   using loader = new data.DataLoader(set, { batchSize: 1 });
   using weights = await io.loadSafetensors('model.safetensors');
   using batch = await io.openImageNpz('images.npz');
+  using loaded = await train.loadModel('model.safetensors');
+  using trainer = new train.Trainer({ model, average: model, optimizer: adam, objective: train.edmObjective(), loader });
   await using run = await train.TrainingRun.open(options);
-  console.log(x, adam, subset, loader, weights, batch, run);
+  console.log(x, subset, weights, batch, loaded, trainer, run);
 }
 `;
 /** Each owns nothing, or is misspelt: the compiler must say so, or it sees no types at all. */
@@ -66,3 +68,26 @@ for (const [module, moduleResolution] of [
     t.end();
   });
 }
+
+t.test('without the types of Node, and with a lib that knows no Disposable', (t) => {
+  const dir = t.testdir();
+  // A copy: from a link the compiler would find Node's types beside this package.
+  cpSync(join(root, 'dist'), join(dir, 'node_modules/diffit/dist'), { recursive: true });
+  cpSync(join(root, 'package.json'), join(dir, 'node_modules/diffit/package.json'));
+  const compilerOptions = {
+    strict: true,
+    target: 'es2022',
+    lib: ['es2022', 'dom'],
+    module: 'nodenext',
+    types: [],
+    noEmit: true,
+    skipLibCheck: false,
+  };
+  writeFileSync(join(dir, 'package.json'), '{ "type": "module" }');
+  writeFileSync(join(dir, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['main.ts'] }));
+  writeFileSync(join(dir, 'main.ts'), program);
+  const tsc = join(root, 'node_modules/typescript/bin/tsc');
+  const { stdout, status } = spawnSync(process.execPath, [tsc, '-p', dir], { cwd: dir, encoding: 'utf8' });
+  t.equal(status, 0, stdout);
+  t.end();
+});

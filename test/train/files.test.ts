@@ -157,7 +157,7 @@ t.test('a bad recipe', async (t) => {
   const chosen = { preset: 'imagenet256', training: { precision: 'f32' } };
   t.equal(planTraining(chosen, { device: 'cuda' }).training.precision, 'f32', 'what the recipe says goes');
   t.throws(() => planTraining({ preset: 'mnist', training: { precision: 'f16' } }), {
-    message: /precision is "f16", expected "f32" or "bf16"/,
+    message: /precision is "f16", expected "f32" or "bf16" \(f16 would need loss scaling/,
   });
   t.throws(() => planTraining({ preset: 'mnits' }), { name: 'OptionError', message: /did you mean "mnist"/ });
   t.throws(() => planTraining({}), { message: /preset or a "model" is needed/ });

@@ -59,10 +59,11 @@ export class CountingSource implements BatchSource {
   }
 }
 
-export function tinyTrainer(
-  options: Partial<TrainerOptions<ImageDiffiT>> & { modelSeed?: number } = {},
-): Trainer<ImageDiffiT> {
-  const model = options.model ?? tinyModel(options.modelSeed);
+export function tinyTrainer({
+  modelSeed,
+  ...options
+}: Partial<TrainerOptions<ImageDiffiT>> & { modelSeed?: number } = {}): Trainer<ImageDiffiT> {
+  const model = options.model ?? tinyModel(modelSeed);
   return new Trainer({
     model,
     average: new ImageDiffiT(model.config),

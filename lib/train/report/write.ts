@@ -2,6 +2,7 @@
 import { join, resolve } from 'node:path';
 import { OptionError } from '../../errors.js';
 import { writeAtomically } from '../../io/files.js';
+import { type Fields, parseOptions, schema } from '../../options.js';
 import { History } from './history.js';
 import { reportPage } from './page.js';
 import { type RunFacts, type RunStatus, readRunFacts } from './run-facts.js';
@@ -12,6 +13,8 @@ export interface ReportOptions {
   /** The HTML file. Default: report.html in the run's folder, or in the working folder when runs are compared. */
   out?: string;
 }
+
+const optionsSchema = schema((z, is) => z.strictObject({ out: is.name.optional() } satisfies Fields<ReportOptions>));
 
 /** What {@link writeReport} wrote. */
 export interface WrittenReport {
@@ -26,16 +29,17 @@ export interface WrittenReport {
 /**
  * Writes a page about the run in a folder, or about several runs side by side: curves, sample grids, settings. It needs nothing
  * but itself and is replaced whole. Throws FileError; TrainError when a folder holds no run; FileFormatError when its record is damaged;
- * OptionError for no folder.
+ * OptionError for no folder, and for an option that is unknown or wrong.
  */
 export async function writeReport(
   folders: string | readonly string[],
   options: ReportOptions = {},
 ): Promise<WrittenReport> {
+  const { out: wanted } = parseOptions(optionsSchema, options, 'writeReport');
   const given = typeof folders === 'string' ? [folders] : folders;
   const distinct = given.filter((folder, i) => given.findIndex((other) => resolve(other) === resolve(folder)) === i);
   if (distinct.length === 0) throw new OptionError('writeReport: name the folder of at least one run.');
-  const out = options.out ?? (distinct.length === 1 ? join(distinct[0], 'report.html') : 'report.html');
+  const out = wanted ?? (distinct.length === 1 ? join(distinct[0], 'report.html') : 'report.html');
   const facts = await Promise.all(distinct.map((folder) => readRunFacts(folder)));
   return write(withDistinctNames(facts), new SampleReader(), out);
 }
