@@ -84,7 +84,7 @@ t.test('options are checked, by name', async (t) => {
     t,
     () => new ImageDiffiT(incomplete as ImageDiffiTConfig),
     'OptionError',
-    /ImageDiffiT: inChannels: /,
+    /ImageDiffiT: inChannels is /,
   );
   await assertFails(
     t,
