@@ -2,7 +2,7 @@
  * `npm run test:faults`: kills training at random moments and lets its folder fail, and writes what came of it to
  * test/reliability/results/faults.json, from which docs/reliability.md has its figures.
  *
- *     npm run test:faults -- [--kills N] [--seed N]      (200 kills: about ten minutes)
+ *     npm run test:faults -- [--kills N] [--seed N]      (200 kills: about a quarter of an hour)
  */
 import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
