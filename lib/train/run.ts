@@ -161,7 +161,6 @@ export class TrainingRun implements AsyncDisposable {
       optimizer: new AdamW(model.namedParameters(), {
         lr: training.lr,
         weightDecay: training.weightDecay,
-        finiteOnly: true,
       }),
       objective: objectiveOf(model, training),
       lr:
