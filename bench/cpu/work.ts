@@ -1,6 +1,7 @@
 /** What the CPU benchmark times: the works, who does each, and the targets of issue 5. */
 import type { Spec } from '../../lib/bench/report.js';
-import { network, networkFlops } from '../../lib/bench/specs.js';
+import { network } from '../../lib/bench/specs.js';
+import { forwardFlops } from '../../lib/models/cost.js';
 import { ours, type Target } from './report.js';
 
 /** A process that works: ours, or a peer's. One does several ways of a work. */
@@ -101,7 +102,7 @@ function model(
     dtype,
     sizes: { network: name, kind, batch },
     config,
-    flops: (group === 'train' ? 3 : 1) * batch * networkFlops(kind, config),
+    flops: (group === 'train' ? 3 : 1) * batch * forwardFlops(kind, config),
     by: [ours, ...by],
     targets,
   };

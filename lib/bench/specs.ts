@@ -4,6 +4,7 @@
  * "check" has the full sizes of single operations with two images, to be computed once and compared.
  * The most telling come first: a run with a time limit stops somewhere.
  */
+import { blockFlops, forwardFlops } from '../models/cost.js';
 import { type ImageDiffiTConfig, type LatentTransformerConfig, preset } from '../models/index.js';
 import type { Group, Precision, Spec } from './report.js';
 
@@ -187,11 +188,6 @@ function convSpecs(scale: Scale, dtype: Precision): Spec[] {
   );
 }
 
-/** Operations of a forward pass of `tokens` tokens in windows of `window` through one transformer block. */
-function blockFlops(tokens: number, window: number, dim: number, images: number): number {
-  return tokens * (24 * dim * dim + 4 * window * dim) + images * 6 * dim * dim;
-}
-
 function blockSpecs(scale: Scale, dtype: Precision): Spec[] {
   const sizes = {
     full: [
@@ -215,7 +211,7 @@ function blockSpecs(scale: Scale, dtype: Precision): Spec[] {
         id: `block/${side}x${side}/c${dim}h${heads}b${batch}/${pass}`,
         group: 'block',
         sizes: { side, dim, heads, batch, pass },
-        flops: (train ? 3 : 1) * blockFlops(tokens, side * side, dim, batch),
+        flops: (train ? 3 : 1) * blockFlops(tokens, { window: side * side, dim }, batch),
         bytes: (train ? 2 : 1) * (2 * tokens * dim * 4 + weights * itemBytes(dtype)),
         items: tokens,
         unit: 'tokens',
@@ -247,56 +243,9 @@ export function network(name: string): { kind: string; config: Record<string, un
   return { kind, config: { ...model } };
 }
 
-/** Operations of a forward pass for one image. */
-export function networkFlops(kind: string, config: Readonly<Record<string, unknown>>): number {
-  if (kind === 'ImageDiffiT') return unetFlops(config as unknown as UnetConfig);
-  const defaults = { patchSize: 2, inChannels: 4, depth: 28 };
-  const { inputSize, patchSize, inChannels, hiddenSize, depth } = { ...defaults, ...config } as Record<string, number>;
-  const tokens = (inputSize / patchSize) ** 2;
-  const patch = patchSize ** 2 * inChannels;
-  return depth * blockFlops(tokens, tokens, hiddenSize, 1) + tokens * 2 * hiddenSize * (patch + 2 * patch);
-}
-
-interface UnetConfig {
-  imgResolution: number;
-  inChannels: number;
-  baseChannels: number;
-  channelMult: number[];
-  numBlocks: number | number[];
-  windowSize: number | number[];
-  timeDim: number;
-}
-
-/** Convolutions, products and attention of a U-shaped network; a block is a convolution, TMSA and an MLP of four times the width. */
-function unetFlops(config: UnetConfig): number {
-  const { imgResolution, inChannels, baseChannels, channelMult, numBlocks, windowSize, timeDim } = config;
-  const stages = channelMult.map((mult, i) => ({
-    width: mult * baseChannels,
-    pixels: (imgResolution >> i) ** 2,
-    count: Array.isArray(numBlocks) ? numBlocks[i] : numBlocks,
-    window: Math.min(Array.isArray(windowSize) ? windowSize[i] : windowSize, imgResolution >> i) ** 2,
-  }));
-  const conv = (pixels: number, inputs: number, outputs: number, taps = 9): number =>
-    2 * pixels * taps * inputs * outputs;
-  const blocks = ({ width, pixels, count, window }: (typeof stages)[number], inputs: number): number => {
-    const transformer = pixels * (24 * width ** 2 + 4 * window * width) + 6 * timeDim * width;
-    const first = conv(pixels, inputs, width) + (inputs === width ? 0 : conv(pixels, inputs, width, 1));
-    return first + (count - 1) * conv(pixels, width, width) + count * transformer;
-  };
-  const [top, ...below] = stages;
-  let sum = conv(top.pixels, inChannels, top.width) + conv(top.pixels, top.width, inChannels);
-  sum += 2 * timeDim * (baseChannels + timeDim) + blocks(top, top.width);
-  below.forEach((stage, i) => {
-    const above = stages[i];
-    sum += conv(stage.pixels, above.width, above.width) + blocks(stage, above.width); // down
-    sum += conv(above.pixels, stage.width, stage.width) + blocks(above, stage.width + above.width); // up
-  });
-  return sum;
-}
-
 function networkSpec(group: Group, name: string, batch: number, pass: string, passes: number): Spec {
   const { kind, config } = network(name);
-  const flops = networkFlops(kind, config);
+  const flops = forwardFlops(kind, config);
   return {
     id: `${group}/${name}/b${batch}/${pass}`,
     group,

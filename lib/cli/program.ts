@@ -78,9 +78,20 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
       '--preset <name>',
       'model and settings by name: mnist, cifar10, ffhq64, imagenet256, imagenet512, latent-base, latent-small',
     )
-    .option('--recipe <file>', 'model and settings from a JSON file')
+    .option(
+      '--recipe <file>',
+      "model and settings from a JSON file, or one of the paper's experiments: cifar10, ffhq64, imagenet256, imagenet512",
+    )
+    .option('--plan', 'print what the run costs, in operations, memory and days, and stop')
+    .option('--gpu <name>', 'of --plan: a100, h100, h200, b200, l40s, rtx4090, or "cpu", this one', 'h100')
+    .option('--gpus <n>', 'of --plan: how many share the batch', integer(1), 1)
+    .option(
+      '--utilization <x>',
+      'of --plan: share of the peak that is reached (default: 0.35, of a CPU 0.7)',
+      nonNegative,
+    )
     .option('--data <path>', 'images: a folder, a zip, IDX or CIFAR-10 files, or "mnist"')
-    .option('--steps <n>', 'optimizer steps in all', integer(1))
+    .option('--steps <n>', "optimizer steps in all (default: the recipe's images over its batch)", integer(1))
     .option('--batch <n>', 'images per step', integer(1))
     .option('--micro-batch <n>', 'most images per forward pass; larger batches are accumulated', integer(1))
     .option('--lr <x>', 'peak learning rate', nonNegative)

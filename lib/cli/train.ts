@@ -35,17 +35,28 @@ export interface TrainOptions {
   out: string;
   resume?: boolean;
   report?: boolean;
+  plan?: boolean;
+  gpu: string;
+  gpus: number;
+  utilization?: number;
 }
 
 /** Steps between sample grids. */
 const defaultSampleEvery = 1000;
 
 export async function train(options: TrainOptions, terminal: Terminal): Promise<number> {
-  const { steps, out, seed, resume, checkpointEvery, report } = options;
+  const { out, seed, resume, checkpointEvery, report } = options;
   const plan = planTraining(await recipeOf(options), { device: options.device });
+  if (options.plan) {
+    await (await import('./plan.js')).printCost(plan, options.steps, options, terminal);
+    return 0;
+  }
+  const { images, batch: batchSize } = plan.training;
+  const steps = options.steps ?? (images && Math.ceil(images / batchSize));
   const canSample = plan.kind === 'ImageDiffiT' || options.vae !== undefined;
   const sampleEvery = options.sampleEvery ?? (canSample ? defaultSampleEvery : 0);
-  if (steps === undefined) throw new OptionError('Give --steps N, the number of optimizer steps.');
+  if (steps === undefined)
+    throw new OptionError('Give --steps N, the number of optimizer steps, or "images" in a recipe.');
   if (plan.data === undefined)
     throw new OptionError(
       'Give --data PATH: a folder of images, a zip, IDX or CIFAR-10 files, "mnist", or for a latent model what `diffit data encode` made.',

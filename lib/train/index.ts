@@ -15,6 +15,7 @@ export {
   type RunConfig,
   readCheckpointState,
 } from './checkpoint.js';
+export { type Cost, type CostOptions, estimateCost, type Processor, processors } from './cost.js';
 export { type EncodeLatentsOptions, encodeLatents } from './encode-latents.js';
 export { checkLabels, type GenerateOptions, generate, imageShape, type LatentDecoder, toPixels } from './generate.js';
 export { type LoadWeightsOptions, loadWeights } from './load-weights.js';
@@ -55,7 +56,9 @@ export {
   type PlanOptions,
   planTraining,
   type Recipe,
+  type RecipeEvaluation,
   readRecipe,
+  shippedRecipes,
   type TrainingPlan,
 } from './recipe.js';
 export { type RunRecord, type RunSession, readRecord } from './record.js';

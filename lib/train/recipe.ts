@@ -5,12 +5,15 @@
  *
  * Every part is optional where a preset gives it; without one, "model" and "training" with "batch" and "lr" are needed.
  */
+import { existsSync, readdirSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { type DeviceName, defaultDevice } from '../device.js';
-import { FileFormatError, OptionError } from '../errors.js';
+import { FileFormatError, OptionError, unknownName } from '../errors.js';
 import { messageOf, toFileError } from '../io/files.js';
 import { preset } from '../models/index.js';
 import { type Fields, parseOptions, schema } from '../options.js';
+import { packageRoot } from '../package.js';
 import { parseSampler, type SamplerSettings } from './sampler-settings.js';
 
 /** How a plan trains its network; in a recipe's "training" everything but `batch` and `lr` has a default. */
@@ -19,6 +22,8 @@ export interface PlannedTraining {
   batch: number;
   /** Most images per forward pass. Default: the whole batch. */
   microBatch?: number;
+  /** Images in all, from which `diffit train` has its steps. Default: none, the steps are given. */
+  images?: number;
   /** Peak learning rate of AdamW, at least 0. */
   lr: number;
   /** Images over which the learning rate rises from 0. Default 0. */
@@ -53,6 +58,7 @@ const trainingSchema = schema((z, is) =>
   z.strictObject({
     batch: is.count,
     microBatch: is.count.optional(),
+    images: is.count.optional(),
     lr: is.atLeastZero,
     lrRampImages: is.atLeastZero.default(0),
     lrDecayImages: z
@@ -93,9 +99,23 @@ export interface Recipe {
   training?: Record<string, unknown>;
   /** {@link SamplerOptions}, over the preset's; checked when it is planned. */
   sampler?: Record<string, unknown>;
+  /** How `diffit eval` measures the model. */
+  evaluation?: RecipeEvaluation;
+  /** Where a setting comes from, by its name with dots ("training.lr"). */
+  sources?: Record<string, string>;
 }
 
-const recipeSchema = schema((z) =>
+/** A recipe's evaluation. */
+export interface RecipeEvaluation {
+  /** Images to draw. Default 50,000. */
+  samples?: number;
+  /** What to compute. Default: the Fréchet distance. */
+  metrics?: ('fid' | 'sfid' | 'is' | 'pr')[];
+  /** Reference images or statistics: a path. */
+  reference?: string;
+}
+
+const recipeSchema = schema((z, is) =>
   z.strictObject({
     preset: z.string().optional(),
     kind: z.enum(kinds).optional(),
@@ -103,6 +123,14 @@ const recipeSchema = schema((z) =>
     data: z.string().optional(),
     training: z.record(z.string(), z.unknown()).optional(),
     sampler: z.record(z.string(), z.unknown()).optional(),
+    evaluation: z
+      .strictObject({
+        samples: is.count.optional(),
+        metrics: z.array(z.enum(['fid', 'sfid', 'is', 'pr'])).optional(),
+        reference: is.name.optional(),
+      } satisfies Fields<RecipeEvaluation>)
+      .optional(),
+    sources: z.record(z.string(), z.string()).optional(),
   } satisfies Fields<Recipe>),
 );
 
@@ -128,10 +156,31 @@ export interface TrainingPlan {
   training: PlannedTraining;
   /** Settings of the sampler of grids and of the saved model, complete. */
   sampler: SamplerSettings;
+  /** The recipe's. */
+  evaluation?: RecipeEvaluation;
 }
 
-/** Reads a recipe file. Throws FileError, FileFormatError when it is not JSON, OptionError naming a wrong setting. */
-export async function readRecipe(path: string): Promise<Recipe> {
+const recipesFolder = join(packageRoot, 'recipes');
+
+/** Names of the recipes that come with the package, those of the paper's four experiments. */
+export function shippedRecipes(): string[] {
+  return readdirSync(recipesFolder)
+    .filter((file) => file.endsWith('.json'))
+    .map((file) => basename(file, '.json'))
+    .sort();
+}
+
+/** The file of a shipped recipe by its name, else the path as it is. */
+function recipePath(nameOrPath: string): string {
+  const isName = /^\w+$/.test(nameOrPath) && !existsSync(nameOrPath);
+  if (!isName) return nameOrPath;
+  if (!shippedRecipes().includes(nameOrPath)) throw unknownName('recipe', nameOrPath, shippedRecipes());
+  return join(recipesFolder, `${nameOrPath}.json`);
+}
+
+/** Reads a recipe file, or one of {@link shippedRecipes} by its name. Throws FileError, FileFormatError when it is not JSON, OptionError naming a wrong setting. */
+export async function readRecipe(nameOrPath: string): Promise<Recipe> {
+  const path = recipePath(nameOrPath);
   const text = await readFile(path, 'utf8').catch((error) => {
     throw toFileError(error, path, 'read');
   });
@@ -150,7 +199,8 @@ export async function readRecipe(path: string): Promise<Recipe> {
  */
 export function planTraining(recipe: Recipe, options: PlanOptions = {}): TrainingPlan {
   const { device = defaultDevice() } = parseOptions(planSchema, options, 'planTraining');
-  const { preset: name, kind, model, data, training, sampler } = parseOptions(recipeSchema, recipe, 'Recipe');
+  const parsed = parseOptions(recipeSchema, recipe, 'Recipe');
+  const { preset: name, kind, model, data, training, sampler, evaluation } = parsed;
   const base = name === undefined ? undefined : preset(name);
   if (!base && !model) throw new OptionError('Recipe: a preset or a "model" is needed.');
   const given = Object.fromEntries(Object.entries(training ?? {}).filter(([, value]) => value !== undefined));
@@ -164,5 +214,6 @@ export function planTraining(recipe: Recipe, options: PlanOptions = {}): Trainin
     data: data ?? base?.dataset,
     training: parseOptions(trainingSchema, { ...base?.training, precision, ...given }, 'Recipe, training'),
     sampler: parseSampler({ ...(base?.sampler ?? defaults), ...sampler }, 'Recipe, sampler'),
+    ...(evaluation && { evaluation }),
   };
 }

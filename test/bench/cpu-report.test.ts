@@ -7,7 +7,8 @@ import { errorOf, type FileTensor, readTensors, writeTensors } from '../../bench
 import { type CpuReport, judge, median, type Outcome, type Row, ratioOf, shareOf } from '../../bench/cpu/report.js';
 import { implementations, quickWorks, works } from '../../bench/cpu/work.js';
 import { cpuTables, repeatTable, reportsFor, rewriteTables, tablesIn, withTables } from '../../bench/tables.js';
-import { network, networkFlops } from '../../lib/bench/specs.js';
+import { network } from '../../lib/bench/specs.js';
+import { forwardFlops } from '../../lib/models/cost.js';
 import { temporaryFolder } from '../train/fixtures.js';
 
 const ceilings = { fma: 1e12, fmaOneThread: 5e11, bf16Dot: 2e12, copy: 1e11 };
@@ -194,6 +195,6 @@ t.test('the list of works', async (t) => {
   }
   // What torch.utils.flop_counter counts, 32.668 GFLOP, and the attention in windows, which it leaves out: 16 tokens wide, 20 blocks.
   const { kind, config } = network('cifar10');
-  const counted = networkFlops(kind, config) / 1e9;
+  const counted = forwardFlops(kind, config) / 1e9;
   t.ok(Math.abs(counted / (32.667992 + 0.172) - 1) < 1e-4, `${counted}`);
 });
