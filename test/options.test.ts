@@ -336,6 +336,27 @@ const cases: Record<string, Case> = {
     misspelt: ['presets', 'preset'],
     wrong: { preset: [1, NaN], classNames: ['cat', [1]], sampler: ['edm'] },
   },
+  ablate: {
+    call: options((o) => train.ablate({ study: 'none', recipe: {}, out: '/nowhere', steps: 1, ...(o as object) })),
+    misspelt: ['variant', 'variants'],
+    wrong: {
+      study: [1],
+      recipe: ['cifar10'],
+      out: [1],
+      steps: [0, 1.5],
+      seed: [-1],
+      variants: [[], [1]],
+      checkpointEvery: [0],
+      evaluate: [1],
+      signal: [1],
+      onStep: [1],
+    },
+  },
+  estimateCost: {
+    call: options((o) => train.estimateCost(train.planTraining({ preset: 'mnist' }), o)),
+    misspelt: ['sample', 'samples'],
+    wrong: { images: [0], samples: [-1], processor: [1, {}], count: [0], utilization: [0, 2] },
+  },
   lossCurveSvg: {
     call: options((o) => train.lossCurveSvg([], o)),
     misspelt: ['titel', 'title'],

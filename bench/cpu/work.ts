@@ -1,7 +1,7 @@
 /** What the CPU benchmark times: the works, who does each, and the targets of issue 5. */
 import type { Spec } from '../../lib/bench/report.js';
 import { network } from '../../lib/bench/specs.js';
-import { forwardFlops } from '../../lib/models/cost.js';
+import { models } from '../../lib/index.js';
 import { ours, type Target } from './report.js';
 
 /** A process that works: ours, or a peer's. One does several ways of a work. */
@@ -82,7 +82,7 @@ function attentions(side: number, window: number, batch: number, heads = 16, dim
 }
 
 /** Without what is random in training, so that outputs can be compared: dropout of MLPs and of labels. */
-function configOf(name: string): { kind: string; config: Record<string, unknown> } {
+function configOf(name: string): { kind: models.ModelKind; config: Record<string, unknown> } {
   const { kind, config } = network(name);
   return { kind, config: { ...config, ...(kind === 'ImageDiffiT' ? { dropout: 0 } : { classDropoutProb: 0 }) } };
 }
@@ -102,7 +102,7 @@ function model(
     dtype,
     sizes: { network: name, kind, batch },
     config,
-    flops: (group === 'train' ? 3 : 1) * batch * forwardFlops(kind, config),
+    flops: (group === 'train' ? 3 : 1) * batch * models.forwardFlops(kind, config),
     by: [ours, ...by],
     targets,
   };

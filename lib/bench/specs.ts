@@ -5,7 +5,7 @@
  * The most telling come first: a run with a time limit stops somewhere.
  */
 import { blockFlops, forwardFlops } from '../models/cost.js';
-import { type ImageDiffiTConfig, type LatentTransformerConfig, preset } from '../models/index.js';
+import { type ImageDiffiTConfig, type LatentTransformerConfig, type ModelKind, preset } from '../models/index.js';
 import type { Group, Precision, Spec } from './report.js';
 
 export type Scale = 'full' | 'cpu' | 'quick' | 'check';
@@ -236,7 +236,7 @@ const tinyImage: ImageDiffiTConfig = {
 };
 
 /** Options and class of a network by name: a preset, "tiny" or "tiny-image". */
-export function network(name: string): { kind: string; config: Record<string, unknown> } {
+export function network(name: string): { kind: ModelKind; config: Record<string, unknown> } {
   if (name === 'tiny') return { kind: 'LatentDiffiT', config: { ...tiny } };
   if (name === 'tiny-image') return { kind: 'ImageDiffiT', config: { ...tinyImage } };
   const { kind, model } = preset(name);

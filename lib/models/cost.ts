@@ -3,6 +3,8 @@
  * are those of convolutions, matrix products and attention, a multiply-add counts as two; the rest is bound by memory.
  */
 
+import type { ModelKind } from './index.js';
+
 /** Options of a network, of any of the classes; only those that decide its size are read. */
 type Config = Readonly<Record<string, unknown>>;
 
@@ -33,8 +35,8 @@ export function blockFlops(
   return tokens * ((8 + 4 * mlpRatio) * dim * dim + 4 * window * dim) + images * 6 * timeDim * dim;
 }
 
-/** Operations of a forward pass for one image. `kind` is the network's class: ImageDiffiT, LatentDiffiT or DiT. */
-export function forwardFlops(kind: string, config: Config): number {
+/** Operations of a network's forward pass for one image, from its class's name and its options; a multiply-add counts as two. */
+export function forwardFlops(kind: ModelKind, config: Config): number {
   if (kind === 'ImageDiffiT') return unetFlops(config);
   const { tokens, patch, dim, depth, mlpRatio } = latentSizes(config);
   return depth * blockFlops(tokens, { window: tokens, dim, mlpRatio }, 1) + tokens * 2 * dim * (patch + 2 * patch);
@@ -44,7 +46,7 @@ export function forwardFlops(kind: string, config: Config): number {
  * Numbers that a training step keeps of one image for the way back: of every block the inputs of its layers (what a layer norm or an
  * activation makes is computed again), in a U-shaped network also those of its convolutions.
  */
-export function keptNumbers(kind: string, config: Config): number {
+export function keptNumbers(kind: ModelKind, config: Config): number {
   const kept = (tokens: number, dim: number, mlpRatio: number, dropout = 0): number =>
     tokens * dim * (6 + mlpRatio * (dropout > 0 ? 2 : 1));
   if (kind === 'ImageDiffiT') {

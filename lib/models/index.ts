@@ -4,6 +4,7 @@ import { ImageDiffiT } from './image-diffit.js';
 import { LatentDiffiT } from './latent-diffit.js';
 
 export { type AutoencoderConfig, AutoencoderKL, type AutoencoderOutput, autoencoderName } from './autoencoder-kl.js';
+export { forwardFlops } from './cost.js';
 export { DiagonalGaussian } from './diagonal-gaussian.js';
 export type { ImageDiffiTConfig, ResolvedImageDiffiTConfig } from './image-diffit.js';
 export { type InferredModel, inferLatentModel } from './infer-latent.js';

@@ -1,5 +1,16 @@
 /** Training runs: the loop, checkpoints, logs, recipes; model files; autoencoders; images from a trained model. */
 export {
+  type AblateOptions,
+  type AblationResult,
+  ablate,
+  ablationTable,
+  type Study,
+  studies,
+  type TrainedVariant,
+  type Variant,
+  type VariantResult,
+} from './ablate.js';
+export {
   autoencoderConfig,
   autoencoderFiles,
   autoencoderWeights,

@@ -30,29 +30,52 @@ const optionsSchema = schema((z, is) =>
   } satisfies Fields<LossCurveOptions>),
 );
 
-/** The curve as an SVG document; losses that are not above 0 are left out. Throws OptionError for an option that is unknown or wrong. */
-export function lossCurveSvg(points: readonly LossPoint[], options: LossCurveOptions = {}): string {
+/**
+ * The loss of a run as an SVG document, with a smooth curve over it; or the smooth curves of several runs by their names, with a legend. Losses
+ * that are not above 0 are left out. Throws OptionError for an option that is unknown or wrong.
+ */
+export function lossCurveSvg(
+  points: readonly LossPoint[] | Readonly<Record<string, readonly LossPoint[]>>,
+  options: LossCurveOptions = {},
+): string {
   const { title, smoothing } = parseOptions(optionsSchema, options, 'lossCurveSvg');
-  const drawn = points.filter(({ loss }) => Number.isFinite(loss) && loss > 0);
-  const body = drawn.length > 0 ? curves(drawn, smoothing || Math.max(1, drawn.length / 20)) : '';
+  const single = Array.isArray(points);
+  const runs: [string, readonly LossPoint[]][] = single ? [['', points as LossPoint[]]] : Object.entries(points);
+  const series = runs.flatMap(([name, given], i): Series[] => {
+    const drawn = given.filter(({ loss }) => Number.isFinite(loss) && loss > 0);
+    if (drawn.length === 0) return [];
+    const smooth = thin(movingAverage(drawn, smoothing || Math.max(1, drawn.length / 20)));
+    return [{ name, raw: single ? thin(drawn) : undefined, smooth, color: colors[i % colors.length] }];
+  });
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${size.width} ${size.height}" font-family="sans-serif" font-size="12">`,
     `<rect width="${size.width}" height="${size.height}" fill="#fff"/>`,
     text(size.width / 2, 24, title, 'text-anchor="middle" font-size="15"'),
-    body,
+    series.length > 0 ? curves(series) : '',
     text(size.width / 2, size.height - 10, 'step', 'text-anchor="middle"'),
     '</svg>',
     '',
   ].join('\n');
 }
 
-function curves(points: readonly LossPoint[], window: number): string {
-  const smooth = thin(movingAverage(points, window));
-  const raw = thin(points);
-  const low = Math.log10(Math.min(...raw.map(({ loss }) => loss)));
-  const high = Math.log10(Math.max(...raw.map(({ loss }) => loss)));
+/** One run, thinned out for the picture. */
+interface Series {
+  name: string;
+  raw?: readonly LossPoint[];
+  smooth: readonly LossPoint[];
+  color: string;
+}
+
+/** Told apart also by those who do not see red and green (Okabe and Ito's). */
+const colors = ['#1f5fd0', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#000000'];
+
+function curves(series: readonly Series[]): string {
+  const all = series.flatMap(({ raw, smooth }) => raw ?? smooth);
+  const logs = all.map(({ loss }) => Math.log10(loss));
+  const [low, high] = [Math.min(...logs), Math.max(...logs)];
   const spread = Math.max(high - low, 1e-6);
-  const [first, last] = [points[0].step, points[points.length - 1].step];
+  const steps = all.map(({ step }) => step);
+  const [first, last] = [Math.min(...steps), Math.max(...steps)];
   const x = (step: number): number =>
     margin.left + ((step - first) / Math.max(last - first, 1)) * (size.width - margin.left - margin.right);
   const y = (loss: number): number =>
@@ -69,9 +92,17 @@ function curves(points: readonly LossPoint[], window: number): string {
   return [
     ...lossTicks,
     ...stepTicks,
-    line(raw, 'stroke="#b9cdf0" stroke-width="1"'),
-    line(smooth, 'stroke="#1f5fd0" stroke-width="2"'),
+    ...series.flatMap(({ raw }) => (raw ? [line(raw, 'stroke="#b9cdf0" stroke-width="1"')] : [])),
+    ...series.map(({ smooth, color }) => line(smooth, `stroke="${color}" stroke-width="2"`)),
+    ...series.flatMap(({ name, color }, i) => (name ? [legend(name, color, i)] : [])),
   ].join('\n');
+}
+
+/** A stroke and a name, from the upper right corner down. */
+function legend(name: string, color: string, index: number): string {
+  const [right, top] = [size.width - margin.right - 8, margin.top + 14 + 18 * index];
+  const stroke = `<path d="M${right - 24} ${top - 4}h24" stroke="${color}" stroke-width="2"/>`;
+  return stroke + text(right - 32, top, name, 'text-anchor="end"');
 }
 
 /** Geometric mean over `window` points around each, so that the curve runs through the middle of the log-scaled one. */

@@ -8,7 +8,7 @@ import { type CpuReport, judge, median, type Outcome, type Row, ratioOf, shareOf
 import { implementations, quickWorks, works } from '../../bench/cpu/work.js';
 import { cpuTables, repeatTable, reportsFor, rewriteTables, tablesIn, withTables } from '../../bench/tables.js';
 import { network } from '../../lib/bench/specs.js';
-import { forwardFlops } from '../../lib/models/cost.js';
+import { forwardFlops } from '../../lib/models/index.js';
 import { temporaryFolder } from '../train/fixtures.js';
 
 const ceilings = { fma: 1e12, fmaOneThread: 5e11, bf16Dot: 2e12, copy: 1e11 };
