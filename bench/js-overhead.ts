@@ -9,15 +9,17 @@
  * (every tensor argument is a leaf of its own that requires a gradient), and a backward() from each result to its leaves. A round is some batches,
  * the queue drained between them; the figures are medians over the rounds of what a round took in all, collections of garbage among it.
  */
+import { resolve } from 'node:path';
 import { PerformanceObserver } from 'node:perf_hooks';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { noGrad, ones, optim, scope, setNumThreads, synchronize, type Tensor, tensor } from '../lib/index.js';
-import * as F from '../lib/nn/functional.js';
+import type { Tensor } from '../lib/index.js';
 import { ownMs } from './own-time.js';
 import { writeResult } from './training.js';
 
 const { values } = parseArgs({
   options: {
+    package: { type: 'string', default: fileURLToPath(new URL('../dist/index.js', import.meta.url)) },
     only: { type: 'string', default: '' },
     rounds: { type: 'string', default: '9' },
     batches: { type: 'string', default: '20' },
@@ -27,6 +29,9 @@ const { values } = parseArgs({
 });
 const [rounds, batches] = values.quick ? [3, 2] : [Number(values.rounds), Number(values.batches)];
 const perBatch = 250;
+const diffit: typeof import('../lib/index.js') = await import(pathToFileURL(resolve(values.package)).href);
+const { nn, noGrad, ones, optim, scope, setNumThreads, synchronize, tensor } = diffit;
+const F = nn.functional;
 setNumThreads(1); // the main thread and the queue's have a core each where there are two
 
 const vector = ones([4]);
@@ -61,10 +66,7 @@ const operations: Record<string, [Tensor[], (...inputs: Tensor[]) => Tensor]> = 
     [matrix, square, vector],
     (x, weight, bias) => F.linear(x, weight, bias, { activation: 'geluTanh' }),
   ],
-  conv2d: [
-    [image, ones([4, 3, 3, 4]), vector],
-    (x, weight, bias) => F.conv2d(x, weight, bias, { padding: 1 }),
-  ],
+  conv2d: [[image, ones([4, 3, 3, 4]), vector], (x, weight, bias) => F.conv2d(x, weight, bias, { padding: 1 })],
   attention: [[ones([1, 2, 2, 12]), table], (qkv, table) => F.attention(qkv, { heads: 2, table })],
 };
 
@@ -167,4 +169,5 @@ for (const [name, run] of Object.entries(works)) {
 }
 const garbage = Number(((100 * collections) / (performance.now() - start)).toFixed(1));
 console.log(`collections of garbage: ${garbage}% of the time`);
-writeResult('js-overhead', { workload: { perBatch, batches, rounds, garbagePercent: garbage }, microseconds: rows });
+const workload = { perBatch, batches, rounds, garbagePercent: garbage };
+writeResult('js-overhead', { workload, microseconds: rows }, values.out);
