@@ -1,13 +1,13 @@
 /**
- * What an operation costs the main thread: JavaScript, the N-API crossing and the collector, but not the kernel, which the device's queue runs
- * on a thread of its own. Tensors are tiny, so that the queue keeps up. Prints microseconds an operation and writes
- * bench/results/js-overhead.json.
+ * What an operation costs the main thread: JavaScript, the N-API crossing and the collector, but not the kernel, which runs on the device
+ * queue's own thread. Tensors are tiny, so that the queue keeps up. Prints microseconds an operation and writes
+ * bench/results/js-overhead.json; --only and --quick write to --out alone.
  *
- *     npx tsx bench/js-overhead.ts [--only TEXT] [--rounds 9] [--batches 20] [--out FILE] [--quick]
+ *     npm run build:ts && npx tsx bench/js-overhead.ts [--only TEXT] [--rounds 9] [--batches 20] [--package FILE] [--out FILE] [--quick]
  *
- * A batch is 250 times the operation in one scope(): without recording, what the end of the scope then takes to dispose each result, with recording
- * (every tensor argument is a leaf of its own that requires a gradient), and a backward() from each result to its leaves. A round is some batches,
- * the queue drained between them; the figures are medians over the rounds of what a round took in all, collections of garbage among it.
+ * A batch is 250 times the operation in a scope() without recording, whose end disposes the results; then 250 with recording, every tensor
+ * argument a leaf of its own, and a backward() from each result to its leaves. A round is some batches, the queue drained between them; the
+ * figures are medians over the rounds of what a round took in all, so collections of garbage are in them. --package is another build to measure.
  */
 import { resolve } from 'node:path';
 import { PerformanceObserver } from 'node:perf_hooks';
@@ -32,7 +32,7 @@ const perBatch = 250;
 const diffit: typeof import('../lib/index.js') = await import(pathToFileURL(resolve(values.package)).href);
 const { nn, noGrad, ones, optim, scope, setNumThreads, synchronize, tensor } = diffit;
 const F = nn.functional;
-setNumThreads(1); // the main thread and the queue's have a core each where there are two
+setNumThreads(1); // where there are two cores, the main thread has one and the queue's the other
 
 const vector = ones([4]);
 const matrix = ones([2, 4]);
@@ -157,12 +157,13 @@ new PerformanceObserver((list) => {
   for (const { duration } of list.getEntries()) collections += duration;
 }).observe({ entryTypes: ['gc'] });
 
+const chosen = Object.entries(works).filter(([name]) => name.includes(values.only));
+if (chosen.length === 0) throw new Error(`--only ${values.only}: no operation has this in its name.`);
 const start = performance.now();
 const rows: Row[] = [];
 const cell = (us: number | undefined): string => (us === undefined ? '' : us.toFixed(2)).padStart(10);
 console.log(`microseconds of the main thread  operation  dispose  recorded  backward`);
-for (const [name, run] of Object.entries(works)) {
-  if (!name.includes(values.only)) continue;
+for (const [name, run] of chosen) {
   const times = await measure(run);
   rows.push({ name, ...times });
   console.log(name.padEnd(32), cell(times.operation), cell(times.dispose), cell(times.recorded), cell(times.backward));
@@ -170,4 +171,5 @@ for (const [name, run] of Object.entries(works)) {
 const garbage = Number(((100 * collections) / (performance.now() - start)).toFixed(1));
 console.log(`collections of garbage: ${garbage}% of the time`);
 const workload = { perBatch, batches, rounds, garbagePercent: garbage };
-writeResult('js-overhead', { workload, microseconds: rows }, values.out);
+const part = values.quick || values.only !== '';
+if (values.out || !part) writeResult('js-overhead', { workload, microseconds: rows }, values.out);
