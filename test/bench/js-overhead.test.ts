@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { temporaryFolder } from '../train/fixtures.js';
 
+t.setTimeout(120_000); // on a machine with other work
 const at = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
 const run = (...argv: string[]) =>
   spawnSync(
