@@ -31,8 +31,8 @@ async function edm(name: string): Promise<void> {
       for await (const _ of diffusion.sampleEdm(model, randn([1, inChannels, side, side]), {
         steps,
         labels,
-        guidance: 1,
-      } as object));
+        cfgScale: 1,
+      }));
       await synchronize();
       return 2 * steps - 1;
     }),

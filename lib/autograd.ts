@@ -98,7 +98,7 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   }
 }
 
-/** A node as its rule sees it, on the way back. */
+/** A node as its rule sees it, on the way back. No closure: the build keeps names, and naming one takes longer than making it. */
 class Visit implements Recorded {
   readonly saved: Tensor[];
   constructor(
