@@ -2,22 +2,18 @@
  * How much of sampling on a CPU is JavaScript: per evaluation of a network, enqueued ahead of the device, the wall time and the main thread's
  * own time on a processor. What a recorded and replayed list of operations could save is at most the latter.
  *
- *     npx tsx bench/js-share.ts
+ *     npx tsx bench/js-share.ts          (Linux)
  */
-import { readFileSync } from 'node:fs';
 import { diffusion, models, noGrad, randn, scope, synchronize, tensor } from '../lib/index.js';
-
-/** Milliseconds on a processor of the main thread so far (Linux). */
-const mainThread = (): number =>
-  Number(readFileSync(`/proc/self/task/${process.pid}/schedstat`, 'utf8').split(' ')[0]) / 1e6;
+import { ranMs } from './own-time.js';
 
 async function measure(name: string, sample: () => Promise<number>): Promise<void> {
   await sample();
   const rows: { wall: number; js: number }[] = [];
   for (let i = 0; i < 5; i++) {
-    const [wall, js] = [performance.now(), mainThread()];
+    const [wall, js] = [performance.now(), ranMs()];
     const evaluations = await sample();
-    rows.push({ wall: (performance.now() - wall) / evaluations, js: (mainThread() - js) / evaluations });
+    rows.push({ wall: (performance.now() - wall) / evaluations, js: (ranMs() - js) / evaluations });
   }
   const [{ wall, js }] = rows.sort((a, b) => a.wall - b.wall).slice(2);
   console.log(
@@ -35,8 +31,8 @@ async function edm(name: string): Promise<void> {
       for await (const _ of diffusion.sampleEdm(model, randn([1, inChannels, side, side]), {
         steps,
         labels,
-        guidance: 1,
-      } as object));
+        cfgScale: 1,
+      }));
       await synchronize();
       return 2 * steps - 1;
     }),

@@ -1,6 +1,7 @@
 /** The workload of the training benches: steps of the `mnist` preset on the real data, with Adam and an average. */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
+import { dirname } from 'node:path';
 import { data, devices, diffusion, models, optim, randn, scope, tensor } from '../lib/index.js';
 
 /** Trains forever; yields after each step, when its loss has been read. */
@@ -32,11 +33,11 @@ export async function* trainMnist(batch: number): AsyncGenerator<{ step: number;
   }
 }
 
-/** Writes bench/results/NAME.json: the date, the machine, and what was measured. */
-export function writeResult(name: string, result: object): void {
+/** Writes bench/results/NAME.json, or another file: the date, the machine, and what was measured. */
+export function writeResult(name: string, result: object, file = `bench/results/${name}.json`): void {
   const { variant, threads } = devices()[0];
   const machine = { cpu: cpus()[0].model, cores: cpus().length, node: process.version, variant, threads };
-  mkdirSync('bench/results', { recursive: true });
+  mkdirSync(dirname(file), { recursive: true });
   const date = new Date().toISOString().slice(0, 10);
-  writeFileSync(`bench/results/${name}.json`, `${JSON.stringify({ date, machine, ...result }, null, 2)}\n`);
+  writeFileSync(file, `${JSON.stringify({ date, machine, ...result }, null, 2)}\n`);
 }

@@ -4,12 +4,12 @@
  */
 import type { DType } from './dtype.js';
 import { AutogradError, ShapeError } from './errors.js';
-import { gradients, remakers } from './grads.js';
+import { gradients, type Recorded, remakers } from './grads.js';
 import { castRaw, linearCombination } from './ops/elementwise.js';
 import { reshape } from './ops/index.js';
 import { defaultGenerator } from './ops/random.js';
 import { adopt, autocast, autocastDType, gradEnabled, keep, noGrad, scope, withGrad } from './scope.js';
-import { format, sameShape } from './shape.js';
+import { format, type Shape, sameShape } from './shape.js';
 import { Node, setEngine } from './tape.js';
 import { full, type Tensor } from './tensor.js';
 
@@ -76,22 +76,12 @@ function inFallingOrder(start: Node): Node[] {
 
 /** Runs one node's rule and hands the results to the nodes or leaves they belong to. */
 function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
-  const { shapes, dtypes, attributes, edges } = node;
-  const needs = edges.map((edge) => edge !== undefined);
-  // Of results only: the gradient of a leaf may be in the user's hands.
-  const take = (i: number): Tensor | undefined => {
-    const edge = edges[i];
-    const sum = edge instanceof Node ? pending.get(edge) : undefined;
-    if (!sum || sum.dtype !== dtypes[i]) return undefined;
-    pending.delete(edge as Node);
-    adopt(sum);
-    return sum;
-  };
+  const { dtypes, edges } = node;
   try {
     scope(() => {
-      const saved = savedBy(node);
-      const results = gradients[node.op](g, { saved, shapes, dtypes, attributes, needs, take });
-      for (const [i, edge] of edges.entries()) {
+      const results = gradients[node.op](g, new Visit(node, pending));
+      for (let i = 0; i < edges.length; i++) {
+        const edge = edges[i];
         if (edge === undefined) continue;
         const entry = results[i];
         const raw = typeof entry === 'function' ? entry() : entry;
@@ -105,6 +95,38 @@ function step(node: Node, g: Tensor, pending: Map<Node, Tensor>): void {
   } finally {
     node.release();
     g.dispose();
+  }
+}
+
+/** A node as its rule sees it, on the way back. No closure: the build keeps names, and naming one takes longer than making it. */
+class Visit implements Recorded {
+  readonly saved: Tensor[];
+  constructor(
+    private readonly node: Node,
+    private readonly pending: Map<Node, Tensor>,
+  ) {
+    this.saved = savedBy(node);
+  }
+  get shapes(): readonly Shape[] {
+    return this.node.shapes;
+  }
+  get dtypes(): readonly (DType | undefined)[] {
+    return this.node.dtypes;
+  }
+  get attributes(): Recorded['attributes'] {
+    return this.node.attributes;
+  }
+  get needs(): boolean[] {
+    return this.node.edges.map((edge) => edge !== undefined);
+  }
+  take(i: number): Tensor | undefined {
+    const edge = this.node.edges[i];
+    // Of results only: the gradient of a leaf may be in the user's hands.
+    const sum = edge instanceof Node ? this.pending.get(edge) : undefined;
+    if (!sum || sum.dtype !== this.node.dtypes[i]) return undefined;
+    this.pending.delete(edge as Node);
+    adopt(sum);
+    return sum;
   }
 }
 

@@ -206,8 +206,13 @@ export const gradients: Readonly<Record<string, Rule>> = {
   },
 
   // norm and attention: one kernel gives all gradients
-  layerNorm: (g, { saved: [x, weight, , mean, rstd], shapes, needs, take }) => {
-    const around = take(0); // the gradient of a residual connection around the block, for one
+  layerNorm: (g, recorded) => {
+    const {
+      saved: [x, weight, , mean, rstd],
+      shapes,
+      needs,
+    } = recorded;
+    const around = recorded.take(0); // the gradient of a residual connection around the block, for one
     const dx = around && !around.isShared ? around : like(x);
     const dw = emptyIf(needs[1], shapes[1], g);
     const db = emptyIf(needs[2], shapes[2], g);

@@ -10,11 +10,14 @@ import { unknownName } from './errors.js';
 
 /** What a scope owns. */
 export interface Owned {
+  /** The list of the scope that disposes it, if any does; set here alone. */
+  owner?: Owned[];
   dispose(): void;
 }
 
 interface Frame {
-  readonly owned: Set<Owned> | undefined;
+  /** Everything that came to the scope; what has another `owner` by now was kept, or returned to the scope around. */
+  readonly owned: Owned[] | undefined;
   readonly grad: boolean;
   readonly autocast: LowPrecision | undefined;
 }
@@ -28,7 +31,12 @@ const storage = new AsyncLocalStorage<Frame>();
 
 /** Registers a new tensor with the scope that is current, if any. */
 export function adopt(owned: Owned): void {
-  storage.getStore()?.owned?.add(owned);
+  own(owned, storage.getStore()?.owned);
+}
+
+function own(owned: Owned, owner: Owned[] | undefined): void {
+  owned.owner = owner;
+  owner?.push(owned);
 }
 
 /**
@@ -36,8 +44,12 @@ export function adopt(owned: Owned): void {
  * collection. Returns its argument.
  */
 export function keep<T>(value: T): T {
-  const owned = storage.getStore()?.owned;
-  if (owned) forEachOwned(value, (tensor) => owned.delete(tensor));
+  const owner = storage.getStore()?.owned;
+  if (owner) {
+    forEachOwned(value, (owned) => {
+      if (owned.owner === owner) owned.owner = undefined;
+    });
+  }
   return value;
 }
 
@@ -52,9 +64,38 @@ export function gradEnabled(): boolean {
  * belongs to the one around it.
  */
 export function scope<T>(fn: () => T): T {
-  const parent = storage.getStore() ?? outermost;
-  const frame: Frame = { ...parent, owned: new Set() };
-  return settle(frame, fn, (result) => end(frame, parent, result));
+  const { owned: around, grad, autocast } = storage.getStore() ?? outermost;
+  const owned: Owned[] = [];
+  let result: T;
+  try {
+    result = storage.run({ owned, grad, autocast }, fn);
+  } catch (error) {
+    end(owned);
+    throw error;
+  }
+  if (!(result instanceof Promise)) {
+    end(owned, result, around);
+    return result;
+  }
+  return result.then(
+    (value) => {
+      end(owned, value, around);
+      return value;
+    },
+    (error) => {
+      end(owned);
+      throw error;
+    },
+  ) as T;
+}
+
+/** What the result holds of the scope's own passes to the scope around it; all else that is still its own is disposed. */
+function end(owned: Owned[], result?: unknown, around?: Owned[]): void {
+  forEachOwned(result, (returned) => {
+    if (returned.owner === owned) own(returned, around);
+  });
+  for (const one of owned) if (one.owner === owned) one.dispose();
+  owned.length = 0;
 }
 
 /** Runs `fn`, which may be asynchronous, without recording operations for backward(). Returns what it returns. */
@@ -90,39 +131,6 @@ export function autocastDType(): LowPrecision | undefined {
 /** `value` as something that `using` disposes with `dispose`; the method does not show when it is listed or compared. @internal */
 export function withDispose<T extends object>(value: T, dispose: () => void): T & Disposable {
   return Object.defineProperty(value, Symbol.dispose, { value: dispose }) as T & Disposable;
-}
-
-function settle<T>(frame: Frame, fn: () => T, finish: (result: unknown) => void): T {
-  let result: T;
-  try {
-    result = storage.run(frame, fn);
-  } catch (error) {
-    finish(undefined);
-    throw error;
-  }
-  if (!(result instanceof Promise)) {
-    finish(result);
-    return result;
-  }
-  return result.then(
-    (value) => {
-      finish(value);
-      return value;
-    },
-    (error) => {
-      finish(undefined);
-      throw error;
-    },
-  ) as T;
-}
-
-function end(frame: Frame, parent: Frame, result: unknown): void {
-  const owned = frame.owned as Set<Owned>;
-  forEachOwned(result, (tensor) => {
-    if (owned.delete(tensor)) parent.owned?.add(tensor);
-  });
-  for (const tensor of owned) tensor.dispose();
-  owned.clear();
 }
 
 function forEachOwned(value: unknown, visit: (owned: Owned) => void): void {

@@ -15,7 +15,7 @@ import { checkKeys } from './ops/check.js';
 import * as elementwise from './ops/elementwise.js';
 import * as index from './ops/index.js';
 import * as reduce from './ops/reduce.js';
-import { adopt } from './scope.js';
+import { adopt, type Owned } from './scope.js';
 import { checkShape, format, numel, type Shape } from './shape.js';
 import { type Node, runBackward } from './tape.js';
 
@@ -119,6 +119,8 @@ export class Tensor implements Disposable {
   requiresGrad = false;
   /** A weight's values in low precision, made when `writes` was this (ops/precision.ts). Goes with the weight. @internal */
   lowered?: { readonly copy: Tensor; writes: number };
+  /** See scope.ts. @internal */
+  owner?: Owned[] = undefined;
   private disposed = false;
 
   private constructor(

@@ -27,7 +27,8 @@ export function checkFloats(op: string, tensors: Named, device?: DeviceName): vo
   }
 }
 
-function checkTensor(op: string, name: string, tensor: Tensor, dtype: DType, device?: DeviceName): DeviceName {
+/** One tensor, as {@link checkTensors} does it; gives its device. */
+export function checkTensor(op: string, name: string, tensor: Tensor, dtype: DType, device?: DeviceName): DeviceName {
   if (tensor.dtype === undefined) throw new OptionError(`${op}: ${name} is not a tensor.`);
   if (tensor.dtype !== dtype) {
     throw new DTypeError(`${op}: ${name} is ${tensor.dtype}, expected ${dtype} (convert with .to('${dtype}')).`);

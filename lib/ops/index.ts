@@ -6,7 +6,7 @@ import { scope } from '../scope.js';
 import { format, inferShape, normalizeAxis, numel, type Shape, strides } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor, zeros } from '../tensor.js';
-import { checkFloats, checkShapeOf, checkTensors } from './check.js';
+import { checkFloats, checkShapeOf, checkTensor, checkTensors } from './check.js';
 import { cast } from './elementwise.js';
 
 /** A view in another shape; not recorded. @internal */
@@ -90,8 +90,9 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
     );
   }
   const at = normalizeAxis(axis, first.ndim, 'concat');
-  for (const [i, tensor] of tensors.entries()) {
-    checkTensors('concat', { [`tensors[${i}]`]: tensor }, first.dtype, first.device);
+  for (let i = 0; i < tensors.length; i++) {
+    const tensor = tensors[i];
+    checkTensor('concat', `tensors[${i}]`, tensor, first.dtype, first.device);
     if (tensor.ndim !== first.ndim || tensor.shape.some((n, d) => d !== at && n !== first.shape[d])) {
       throw new ShapeError(
         `concat: tensors[${i}] is ${format(tensor.shape)}, which does not join ${format(first.shape)} along axis ${at}.`,

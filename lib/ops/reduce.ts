@@ -2,7 +2,7 @@
 import { OptionError, ShapeError } from '../errors.js';
 import { native } from '../native.js';
 import { scope } from '../scope.js';
-import { format, normalizeAxis, type Shape } from '../shape.js';
+import { format, normalizeAxis, numel } from '../shape.js';
 import { record } from '../tape.js';
 import { Tensor } from '../tensor.js';
 import { checkFloats, checkShapeOf, checkTensors } from './check.js';
@@ -13,12 +13,11 @@ const kinds = { sum: 0, mean: 1, max: 2, argmax: 3 } as const;
 
 /** One axis (or a run of neighbouring axes, [from, to)) of x reduced away; not recorded. */
 function reduceRun(kind: keyof typeof kinds, x: Tensor, from: number, to: number): Tensor {
-  const product = (shape: Shape): number => shape.reduce((n, d) => n * d, 1);
   const shape = [...x.shape.slice(0, from), ...x.shape.slice(to)];
   const y = Tensor.empty(shape, kind === 'argmax' ? 'i64' : 'f32', x.device);
-  const n = product(x.shape.slice(from, to));
+  const n = numel(x.shape.slice(from, to));
   if (n === 0 && kind !== 'sum') throw new ShapeError(`${kind}: cannot reduce an empty axis of ${format(x.shape)}.`);
-  native.ops.reduce(x.id, y.id, kinds[kind], product(x.shape.slice(0, from)), n, product(x.shape.slice(to)));
+  native.ops.reduce(x.id, y.id, kinds[kind], numel(x.shape.slice(0, from)), n, numel(x.shape.slice(to)));
   return y;
 }
 

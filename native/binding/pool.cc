@@ -1,14 +1,16 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "../abi/diffit.h"
 
 namespace diffit {
 
 Pool::~Pool() {
-  for (const FreeBlocks *blocks : {&small_, &divisible_})
-    for (Block *block : *blocks) delete block;
+  for (const auto &[size, pieces] : small_)
+    for (const auto &[data, block] : pieces) delete block;
+  for (Block *block : divisible_) delete block;
 }
 
 size_t Pool::blockSize(size_t bytes) {
@@ -20,13 +22,20 @@ size_t Pool::blockSize(size_t bytes) {
 }
 
 Pool::Block *Pool::reuse(size_t size) {
-  const bool divisible = size >= kDivisible;
-  FreeBlocks &blocks = divisible ? divisible_ : small_;
+  if (size < kDivisible) {
+    Pieces &pieces = small_[size];
+    if (pieces.empty()) return nullptr;
+    std::pop_heap(pieces.begin(), pieces.end(), std::greater<>());
+    Block *block = pieces.back().second;
+    pieces.pop_back();
+    block->isFree = false;
+    return block;
+  }
   Block least{nullptr, size};
-  const auto found = blocks.lower_bound(&least);
-  if (found == blocks.end() || (!divisible && (*found)->size != size)) return nullptr;
+  const auto found = divisible_.lower_bound(&least);
+  if (found == divisible_.end()) return nullptr;
   Block *block = *found;
-  blocks.erase(found);
+  divisible_.erase(found);
   block->isFree = false;
   if (block->size > size) {
     Block *rest = new Block{block->data + size, block->size - size, block, block->after, true, block->since};
@@ -74,24 +83,38 @@ void Pool::put(Block *block, size_t bytes) {
     merge(before, block);
     block = before;
   }
-  const bool part = block->before || block->after;
-  (part || block->size >= kDivisible ? divisible_ : small_).insert(block);
+  if (block->before || block->after || block->size >= kDivisible) {
+    divisible_.insert(block);
+    return;
+  }
+  Pieces &pieces = small_[block->size];
+  pieces.emplace_back(block->data, block);
+  std::push_heap(pieces.begin(), pieces.end(), std::greater<>());
 }
 
 std::vector<void *> Pool::evict(size_t target) {
   std::vector<void *> evicted;
   if (reserved_ <= target) return evicted;
-  std::vector<Block *> whole(small_.begin(), small_.end());
+  std::vector<Block *> whole;
+  for (const auto &[size, pieces] : small_)
+    for (const auto &[data, block] : pieces) whole.push_back(block);
   for (Block *block : divisible_)
     if (!block->before && !block->after) whole.push_back(block);
   std::sort(whole.begin(), whole.end(), [](const Block *a, const Block *b) { return a->since < b->since; });
-  for (Block *block : whole) {
-    if (reserved_ <= target) break;
-    (block->size >= kDivisible ? divisible_ : small_).erase(block);
-    evicted.push_back(block->data);
+  size_t count = 0;
+  for (; count < whole.size() && reserved_ > target; count++) {
+    Block *block = whole[count];
     reserved_ -= block->size;
-    delete block;
+    evicted.push_back(block->data);
+    block->isFree = false;
+    if (block->size >= kDivisible) divisible_.erase(block);
   }
+  for (auto &[size, pieces] : small_) {
+    const auto taken = [](const auto &piece) { return !piece.second->isFree; };
+    pieces.erase(std::remove_if(pieces.begin(), pieces.end(), taken), pieces.end());
+    std::make_heap(pieces.begin(), pieces.end(), std::greater<>());
+  }
+  for (size_t i = 0; i < count; i++) delete whole[i];
   return evicted;
 }
 

@@ -19,6 +19,8 @@
 #include <stdint.h>
 
 #include <set>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace diffit {
@@ -70,11 +72,13 @@ class Pool {
       return a->size != b->size ? a->size < b->size : a->data < b->data;
     }
   };
-  using FreeBlocks = std::set<Block *, BySize>;
+  /* Of one size: a heap with the lowest address on top, which costs a tiny operation less than a tree. */
+  using Pieces = std::vector<std::pair<char *, Block *>>;
 
   void merge(Block *left, Block *right);
 
-  FreeBlocks small_, divisible_; /* whole pieces below kDivisible; parts of the others, of any size */
+  std::unordered_map<size_t, Pieces> small_; /* whole pieces below kDivisible */
+  std::set<Block *, BySize> divisible_; /* parts of the others, of any size */
   uint64_t clock_ = 0;
   size_t liveBuffers_ = 0, liveBytes_ = 0, reserved_ = 0, peakBytes_ = 0, highWater_ = 0;
 };

@@ -16,10 +16,16 @@ constexpr int64_t kElementBytes[] = {4, 2, 2, 4, 8, 1}; /* by diffit_dtype */
 /* dtype, ndim and dimensions from arguments[0..]: a tensor without data, and its size in bytes. */
 bool getShape(napi_env env, const napi_value *arguments, const char *function, diffit_tensor *tensor, int64_t *bytes) {
   int64_t dtype, ndim;
-  const auto what = [&](const char *name) { return std::string(function) + ": " + name; };
-  if (!getInteger(env, arguments[0], what("the dtype").c_str(), DIFFIT_F32, DIFFIT_U8, &dtype) ||
-      !getInteger(env, arguments[1], what("the number of dimensions").c_str(), 0, DIFFIT_MAX_DIMS, &ndim)) {
-    return false;
+  const auto what = [&](const char *name) { return std::string(function) + ": " + name; }; /* for a failure only */
+  const auto whole = [&](napi_value value, int64_t most, int64_t *out) {
+    double number;
+    return napi_get_value_double(env, value, &number) == napi_ok && toInteger(number, out) && *out >= 0 && *out <= most;
+  };
+  if (!whole(arguments[0], DIFFIT_U8, &dtype)) {
+    return getInteger(env, arguments[0], what("the dtype").c_str(), DIFFIT_F32, DIFFIT_U8, &dtype);
+  }
+  if (!whole(arguments[1], DIFFIT_MAX_DIMS, &ndim)) {
+    return getInteger(env, arguments[1], what("the number of dimensions").c_str(), 0, DIFFIT_MAX_DIMS, &ndim);
   }
   *tensor = {};
   tensor->dtype = (diffit_dtype)dtype;
@@ -29,10 +35,8 @@ bool getShape(napi_env env, const napi_value *arguments, const char *function, d
   bool empty = false;
   for (int i = 0; i < ndim; i++) {
     int64_t &extent = tensor->shape[i];
-    double number;
-    if (napi_get_value_double(env, arguments[2 + i], &number) != napi_ok || !toInteger(number, &extent) || extent < 0) {
-      getInteger(env, arguments[2 + i], what(format("dimension %d", i).c_str()).c_str(), 0, kMostBytes, &extent);
-      return false;
+    if (!whole(arguments[2 + i], INT64_MAX, &extent)) {
+      return getInteger(env, arguments[2 + i], what(format("dimension %d", i).c_str()).c_str(), 0, kMostBytes, &extent);
     }
     if (extent == 0) {
       empty = true;

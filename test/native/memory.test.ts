@@ -109,6 +109,25 @@ t.test('a limit: first free blocks go, then an error that tells the figures; rel
   t.equal(memory().liveBuffers, 0);
 });
 
+t.test('of small free blocks those longest unused go; the others serve again, each once', async (t) => {
+  const sizes = [1000, 4000, 16000];
+  const sizeOf = (i: number): number => sizes[i % sizes.length];
+  for (const id of Array.from({ length: 300 }, (_, i) => alloc(sizeOf(i)))) native.release(id);
+  const half = Math.floor(memory().reservedBytes / 2);
+  native.setMemoryLimit(device, half);
+  const { reservedBytes } = memory();
+  t.ok(reservedBytes <= half && reservedBytes > half - 20000, `${reservedBytes} of ${half} bytes are left`);
+  const ids = Array.from({ length: 135 }, (_, i) => alloc(sizeOf(i)));
+  t.equal(memory().reservedBytes, reservedBytes, 'nothing new was asked of the device');
+  for (const [i, id] of ids.entries()) native.write(id, new Uint8Array(sizeOf(i)).fill(i), 0);
+  for (const [i, id] of ids.entries()) {
+    const bytes = new Uint8Array(await native.read(id));
+    if (!bytes.every((byte) => byte === i)) t.fail(`block ${i} is another's, too`);
+    native.release(id);
+  }
+  t.equal(memory().liveBuffers, 0);
+});
+
 t.test('more than the machine has', async (t) => {
   t.throws(() => alloc(2 ** 50), { code: 'DIFFIT_OUT_OF_MEMORY', message: /1 PiB more .* there is no limit/ });
   native.release(alloc(MiB));
