@@ -60,6 +60,14 @@ static diffit_status multiplyBf16(diffit_context *ctx, const Bf16 *a, int64_t aS
   return multiply(ctx, left, Bf16DepthMatrix{b, n, bStep}, e, batch, m, n, k, oneB);
 }
 
+/* Whether a transposed `a` of m columns is packed. Its steps are m numbers apart: of those that all fall on one or two sets of an L1 cache
+   it holds a dozen or two, and the kernels fetch the others anew for every panel of columns. With two sets, packing pays where such panels
+   are many. */
+static bool sharesSets(int64_t m, int64_t n) {
+  const int64_t bytes = m * (int64_t)sizeof(float);
+  return bytes % 4096 == 0 || (bytes % 2048 == 0 && n >= 1024);
+}
+
 static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const diffit_tensor *b,
                              const diffit_tensor *bias, const diffit_tensor *gateInput, const diffit_tensor *residual,
                              diffit_tensor *y, diffit_tensor *pre, int64_t batch, int64_t m, int64_t n, int64_t k,
@@ -106,6 +114,9 @@ static diffit_status gemm_op(diffit_context *ctx, const diffit_tensor *a, const 
     status = multiplyBf16(ctx, lowA, aStep, left, lowB, bStep, right, e, batch, m, n, k);
   else if (b->dtype == DIFFIT_BF16)
     status = multiplyMixed(ctx, f32(a), aStep, lowB, bStep, e, batch, m, n, k);
+  else if (left && sharesSets(m, n))
+    status = multiplyMatrices<LineMatrix, DepthMatrix, LineMatrix, DepthMatrix>(ctx, f32(a), aStep, left, f32(b), bStep,
+                                                                                right, e, batch, m, n, k);
   else
     status = multiplyMatrices<LineMatrix, DepthRows, LineMatrix, DepthMatrix>(ctx, f32(a), aStep, left, f32(b), bStep,
                                                                               right, e, batch, m, n, k);

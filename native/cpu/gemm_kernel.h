@@ -152,7 +152,10 @@ struct MicroKernel {
   int64_t rows;
   void operator()(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool add) const {
     const char *none = (const char *)b;
-    steps(k, a, rows, b, c, ldc, add, {&none, 0});
+    (*this)(k, a, b, c, ldc, add, {&none, 0});
+  }
+  void operator()(int64_t k, const float *a, const float *b, float *c, int64_t ldc, bool add, Fetches fetches) const {
+    steps(k, a, rows, b, c, ldc, add, fetches);
   }
 };
 template <int NV>

@@ -16,6 +16,7 @@
 
 static constexpr int64_t kTileBlockFloats = (int64_t)400 << 10; /* of V: with the sums most of a 2 MB L2 */
 static constexpr int64_t kSumDepth = 64;
+static constexpr int64_t kSumFetches = kSumDepth / kFetchSteps; /* of a call of the micro-kernel */
 static constexpr int64_t kTileBlocks = 4; /* at least, where there are tiles for them */
 
 /* The 3x3 weights [O, 3, 3, I] of a convolution: lines are its output channels. */
@@ -146,11 +147,18 @@ struct WinogradConv {
       const int64_t cols = panelCols(j), col = j * kMaxCols;
       const MicroKernel kernel = cols == kMaxCols ? microKernelOf<2>(panelRows) : microKernelOf<1>(panelRows);
       const float *b = panelOfTaps(j);
-      for (int i = 0; i < kProducts; i++, b += depth * cols)
+      /* While a panel of U meets its tiles, the one behind it is fetched; where calls are too few for every cache line, every second or so. */
+      const int64_t calls = panels * ceilDiv(depth, kSumDepth), bytes = depth * cols * (int64_t)sizeof(float);
+      const int64_t apart = ceilDiv(ceilDiv(bytes, kCacheLine), calls * kSumFetches) * kCacheLine;
+      for (int i = 0; i < kProducts; i++, b += depth * cols) {
+        const char *ahead[kSumFetches], *next = (const char *)(b + depth * cols);
         for (int64_t p = 0; p < panels; p++)
-          for (int64_t k = 0; k < depth; k += kSumDepth)
+          for (int64_t k = 0; k < depth; k += kSumDepth) {
+            for (int64_t f = 0; f < kSumFetches; f++, next += apart) ahead[f] = next;
             kernel(imin(kSumDepth, depth - k), v + i * step + p * panelFloats + k * panelRows, b + k * cols,
-                   sums + i * sumStep + p * panelRows * kMaxCols, kMaxCols, k > 0);
+                   sums + i * sumStep + p * panelRows * kMaxCols, kMaxCols, k > 0, {ahead, 1});
+          }
+      }
       const int64_t lines = imin(cols, taps.lines - col);
       if ((y.shift & residual.shift) == 2)
         finishAll<float *>(sums, sumStep, first, tiles, col, lines, (float *)y.data, (float *)residual.data);

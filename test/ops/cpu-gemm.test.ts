@@ -37,6 +37,8 @@ for (const transA of [false, true]) {
     cases.push({ m: 6, n: 16, k: 3001, ends: 'bias', ...how }); // splits of k
     cases.push({ m: 100, n: 64, k: 384, ...how });
     cases.push({ m: 1, n: 130, k: 77, ends: 'all', ...how });
+    if (transA)
+      cases.push({ m: 1024, n: 37, k: 45, batch: 2, ends: 'all', ...how }, { m: 512, n: 1030, k: 33, ...how }); // packed
     cases.push({ m: 5, n: 9, k: 1, ...how }, { m: 3, n: 4, k: 0, ends: 'bias', ...how });
   }
 }
