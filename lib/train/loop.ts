@@ -228,7 +228,7 @@ export class Trainer<M extends Module> implements Disposable {
       while (this.step < steps && !signal?.aborted) {
         const { value: batch, done } = await batches.next();
         if (done) throw new TrainError(`The data ended after ${this.step} of ${steps} steps.`);
-        inFlight.push(this.enqueue(batch));
+        inFlight.push(this.attempt(batch));
         await settle(1);
         await treat();
         if (atRest && restsAfter?.(this.step)) {
@@ -262,6 +262,16 @@ export class Trainer<M extends Module> implements Disposable {
     const sum = scope(() => squareSum(this.model.parameters()).item());
     if (!Number.isFinite(await sum)) {
       throw new TrainError(`The weights are no longer finite after step ${this.step}; training stopped.`);
+    }
+  }
+
+  /** One step, enqueued; of one that cannot be (there is no memory for it), nothing is left, so that it can be taken again. */
+  private attempt(batch: Batch | LatentBatch): InFlight {
+    try {
+      return this.enqueue(batch);
+    } catch (error) {
+      this.optimizer.zeroGrad();
+      throw error;
     }
   }
 
