@@ -226,9 +226,10 @@ export class Trainer<M extends Module> implements Disposable {
     this.reportedAt = performance.now();
     try {
       while (this.step < steps && !signal?.aborted) {
+        const position = this.loader.state();
         const { value: batch, done } = await batches.next();
         if (done) throw new TrainError(`The data ended after ${this.step} of ${steps} steps.`);
-        inFlight.push(this.attempt(batch));
+        inFlight.push(this.attempt(batch, position));
         await settle(1);
         await treat();
         if (atRest && restsAfter?.(this.step)) {
@@ -265,12 +266,13 @@ export class Trainer<M extends Module> implements Disposable {
     }
   }
 
-  /** One step, enqueued; of one that cannot be (there is no memory for it), nothing is left, so that it can be taken again. */
-  private attempt(batch: Batch | LatentBatch): InFlight {
+  /** One step, enqueued; one that cannot be, for want of memory, leaves nothing and can be taken again, from the batch at `position`. */
+  private attempt(batch: Batch | LatentBatch, position: LoaderState): InFlight {
     try {
       return this.enqueue(batch);
     } catch (error) {
       this.optimizer.zeroGrad();
+      this.loader.restore(position);
       throw error;
     }
   }

@@ -13,8 +13,19 @@ const noise = (seed: number): (() => number) => {
 };
 
 t.test('flat ones', async (t) => {
-  t.match(judge(series(120, () => 7), tolerance), { flat: true, level: 7, most: 7, slope: 0 });
-  t.ok(judge(series(120, () => 0), tolerance).flat);
+  t.match(
+    judge(
+      series(120, () => 7),
+      tolerance,
+    ),
+    { flat: true, level: 7, most: 7, slope: 0 },
+  );
+  t.ok(
+    judge(
+      series(120, () => 0),
+      tolerance,
+    ).flat,
+  );
   for (let seed = 0; seed < 200; seed++) {
     const random = noise(seed);
     for (const minutes of [12, 30, 120]) {
@@ -27,9 +38,27 @@ t.test('flat ones', async (t) => {
   }
   const warming = series(120, (minute) => 1000 - 600 * Math.exp(-minute / 6));
   t.ok(judge(warming, tolerance).flat, 'growth that ends within the warm-up');
-  t.ok(judge(series(120, (minute) => 1000 - minute), tolerance).flat, 'what falls');
-  t.ok(judge(series(120, (minute) => (minute % 10 ? 1000 : 1400)), tolerance).flat, 'a saw');
-  t.ok(judge(series(120, (minute) => (minute < 100 ? 9 : 10)), tolerance).flat, 'one more, once');
+  t.ok(
+    judge(
+      series(120, (minute) => 1000 - minute),
+      tolerance,
+    ).flat,
+    'what falls',
+  );
+  t.ok(
+    judge(
+      series(120, (minute) => (minute % 10 ? 1000 : 1400)),
+      tolerance,
+    ).flat,
+    'a saw',
+  );
+  t.ok(
+    judge(
+      series(120, (minute) => (minute < 100 ? 9 : 10)),
+      tolerance,
+    ).flat,
+    'one more, once',
+  );
 });
 
 t.test('leaks', async (t) => {
@@ -39,18 +68,46 @@ t.test('leaks', async (t) => {
     const { flat, why, growth } = judge(leak, tolerance);
     t.ok(!flat && /grows by/.test(why ?? '') && Math.abs(growth - 0.15) < 0.1, `15 % an hour, seed ${seed}: ${growth}`);
   }
-  t.notOk(judge(series(12, (minute) => 100 + minute * 2), tolerance).flat, 'a fast one, in twelve minutes');
+  t.notOk(
+    judge(
+      series(12, (minute) => 100 + minute * 2),
+      tolerance,
+    ).flat,
+    'a fast one, in twelve minutes',
+  );
   const counts = { growth: 0, most: 1.5, slack: 1 };
-  t.notOk(judge(series(120, (minute) => 20 + Math.floor(minute / 30)), counts).flat, 'a handle every half hour');
-  t.notOk(judge(series(120, (minute) => minute / 10), tolerance).flat, 'from nothing');
+  t.notOk(
+    judge(
+      series(120, (minute) => 20 + Math.floor(minute / 30)),
+      counts,
+    ).flat,
+    'a handle every half hour',
+  );
+  t.notOk(
+    judge(
+      series(120, (minute) => minute / 10),
+      tolerance,
+    ).flat,
+    'from nothing',
+  );
 });
 
 t.test('a peak', async (t) => {
-  const { flat, why } = judge(series(120, (minute) => (minute === 60 ? 4000 : 1000)), tolerance);
+  const { flat, why } = judge(
+    series(120, (minute) => (minute === 60 ? 4000 : 1000)),
+    tolerance,
+  );
   t.notOk(flat);
   t.match(why, /4000 is far above its level of 1000/);
 });
 
 t.test('too few to tell', async (t) => {
-  t.throws(() => judge(series(9, () => 1), tolerance), /9 samples are too few/);
+  t.throws(
+    () =>
+      judge(
+        series(9, () => 1),
+        tolerance,
+      ),
+    /9 samples are too few/,
+  );
 });

@@ -5,7 +5,6 @@
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
-import { Worker } from 'node:worker_threads';
 import t, { type Test } from 'tap';
 import { memory, memoryOwners, setDefaultDevice, setMemoryLimit, synchronize, trimMemory } from '../../lib/device.js';
 import { OutOfMemoryError } from '../../lib/errors.js';
@@ -15,6 +14,7 @@ import { ones, type Tensor, zeros } from '../../lib/tensor.js';
 import { generate } from '../../lib/train/index.js';
 import { settledMemory } from '../helpers.js';
 import { bits, tinyModel, tinyTrainer } from '../train/fixtures.js';
+import { startWorker } from './worker.js';
 
 const MiB = 2 ** 20;
 const devices = ['cpu', 'cuda-emulated'];
@@ -58,8 +58,14 @@ for (const device of devices) {
     t.strictSame(largest, { op: 'fill', shape: [512, 1024], count: 18, bytes: 36 * MiB, dtype: 'f32' });
     t.strictSame(second, { op: 'fill', shape: [MiB], count: 1, bytes: 4 * MiB, dtype: 'f32' });
     t.ok(error.owners.length <= 5);
-    t.match(error.message, /^ones \[512, 1024\] f32: There is no memory for 2 MiB more on [^:]+(:0)?: .* the limit is /);
-    t.match(error.message, / Most is held by 18 x \[512, 1024\] f32 of fill \(36\.0 MiB\), 1 x \[1048576\] f32 of fill/);
+    t.match(
+      error.message,
+      /^ones \[512, 1024\] f32: There is no memory for 2 MiB more on [^:]+(:0)?: .* the limit is /,
+    );
+    t.match(
+      error.message,
+      / Most is held by 18 x \[512, 1024\] f32 of fill \(36\.0 MiB\), 1 x \[1048576\] f32 of fill/,
+    );
     const product = await runsOut(t, () => matmul(held[1], held[2], { transB: true }));
     t.match(product.request, { op: 'matmul', shape: [512, 512], bytes: MiB });
 
@@ -81,8 +87,7 @@ for (const device of devices) {
       for (const bytes of caps) {
         leave(bytes, device);
         const { liveBuffers } = await settledMemory(device);
-        const error = await runsOut(t, () => trainer.run(2, { onStep }));
-        t.ok(error.request && error.owners.length > 0, error.message);
+        await runsOut(t, () => trainer.run(2, { onStep }));
         setMemoryLimit(0, device);
         const left = (await settledMemory(device)).liveBuffers - liveBuffers;
         t.ok(left <= 0, `${left} buffers are left of the step`);
@@ -95,7 +100,8 @@ for (const device of devices) {
       return result;
     };
     const undisturbed = await train([]);
-    for (const bytes of [0, 50_000, 300_000]) t.strictSame(await train([bytes]), undisturbed, `${bytes} bytes`);
+    for (const bytes of device === 'cpu' ? [0, 50_000, 150_000] : [150_000])
+      t.strictSame(await train([bytes]), undisturbed, `${bytes} bytes`);
   });
 
   t.test(`${device}: while sampling`, async (t) => {
@@ -120,25 +126,10 @@ for (const device of devices) {
 }
 
 t.test('in a worker, which goes on, as does everyone else', async (t) => {
-  const library = JSON.stringify(new URL('../../lib/index.ts', import.meta.url).href);
-  const script = `
-    import { parentPort } from 'node:worker_threads';
-    const { setMemoryLimit, zeros } = await import(${library});
-    setMemoryLimit(8 * 2 ** 20);
-    const held = [];
-    let error;
-    try { for (;;) held.push(zeros([2 ** 18])); } catch (e) { error = e; }
-    const before = held.length;
-    for (const tensor of held.splice(0)) tensor.dispose();
-    const value = await zeros([2 ** 18]).mean().item();
-    parentPort.postMessage({ name: error.name, op: error.request.op, count: error.owners[0].count, before, value });
-  `;
-  const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(script)}`), {
-    execArgv: ['--import=tsx'],
-  });
+  const worker = startWorker(new URL('./memory-worker.ts', import.meta.url), {});
   const exit = once(worker, 'exit');
   const [answer] = await once(worker, 'message');
-  t.same(answer, { name: 'OutOfMemoryError', op: 'zeros', count: 8, before: 8, value: 0 });
+  t.same(answer, { typed: true, op: 'zeros', count: 8, before: 8, value: 0 });
   t.same(await exit, [0]);
   t.equal(memory().limitBytes, 0, 'the cap is the worker’s own');
 });
@@ -154,7 +145,7 @@ t.test('memoryOwners: what holds the memory, by what made it', async (t) => {
   );
   t.strictSame(added, [
     { op: 'fill', shape: [3, 5], count: 2, bytes: 120, dtype: 'f32' },
-    { op: 'linear_combination', shape: [3, 5], count: 1, bytes: 60, dtype: 'f32' },
+    { op: 'binary', shape: [3, 5], count: 1, bytes: 60, dtype: 'f32' },
   ]);
   t.equal(memoryOwners('cpu', 1).length, 1);
   for (const most of [-1, 1.5, Number.NaN, 'all' as never]) t.throws(() => memoryOwners('cpu', most), /got/);
