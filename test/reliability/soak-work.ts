@@ -1,5 +1,4 @@
 /** The kinds of work that the soak mixes. Each is given random numbers of its own and leaves nothing behind, but for what the collector finds. */
-import { once } from 'node:events';
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -173,8 +172,8 @@ export const work: Record<string, Work> = {
         worker.on('error', (error: Error) => {
           failure = error;
         });
-        const exit = once(worker, 'exit').catch((error: Error) => error); // the error of a worker that throws
-        await once(worker, 'message');
+        const exit = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
+        await Promise.race([new Promise((resolve) => worker.once('message', resolve)), exit]);
         if (way === 'terminate') {
           await sleep(random.integer(50));
           await worker.terminate();

@@ -41,8 +41,8 @@ export interface SoakOptions {
   /** Processes ended with work in the queue. */
   endings: number;
   say: (line: string) => void;
-  /** More work, by name. */
-  more?: typeof work;
+  /** Instead of all kinds of work. */
+  only?: typeof work;
 }
 
 export interface SoakReport {
@@ -69,10 +69,10 @@ async function measure(): Promise<Measures> {
 }
 
 /** Rejects when a piece of work fails, or a process does not end as it should; what is not flat is in the report. */
-export async function soak({ minutes, seed, every, endings, say, more }: SoakOptions): Promise<SoakReport> {
+export async function soak({ minutes, seed, every, endings, say, only = work }: SoakOptions): Promise<SoakReport> {
   const folder = mkdtempSync(join(tmpdir(), 'diffit-soak-'));
   const random = new HostRandom(seed);
-  const jobs = Object.entries({ ...work, ...more });
+  const jobs = Object.entries(only);
   const rounds: Record<string, number> = Object.fromEntries(jobs.map(([name]) => [name, 0]));
   const samples: SoakReport['samples'] = [];
   say(`seed ${seed}, ${minutes} minutes`);
