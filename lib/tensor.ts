@@ -122,20 +122,15 @@ function collectGarbage(): void {
   for (const slot of native.collectGarbage()) forget(watching[slot] as Watched);
 }
 
-/** A new id; garbage makes room for it where it must. */
-function allocate(shape: Shape, dtype: DType, device: DeviceName, op: string): TensorId {
-  const [a, b, c, d, e, f] = shape;
-  const alloc = () => native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
-  try {
-    return alloc();
-  } catch (first) {
-    if (!isOutOfMemory(first)) throw fromNative(first);
-  }
+/** A new id, when the first attempt has failed: garbage makes room for it where it was memory that lacked. */
+function allocateAgain(error: unknown, shape: Shape, dtype: DType, device: DeviceName, op: string): TensorId {
+  if (!isOutOfMemory(error)) throw fromNative(error);
   collectGarbage();
+  const [a, b, c, d, e, f] = shape;
   try {
-    return alloc();
-  } catch (error) {
-    throw isOutOfMemory(error) ? outOfMemory(error, op, shape, dtype, device) : fromNative(error);
+    return native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
+  } catch (again) {
+    throw isOutOfMemory(again) ? outOfMemory(again, op, shape, dtype, device) : fromNative(again);
   }
 }
 
@@ -181,7 +176,14 @@ export class Tensor implements Disposable {
 
   /** A tensor with undefined contents, which keeps `shape`; `op` wants it. @internal */
   static empty(shape: Shape, dtype: DType = 'f32', device: DeviceName = defaultDevice(), op = 'tensor'): Tensor {
-    return new Tensor(Handle.of(allocate(shape, dtype, device, op)), shape, dtype, canonicalName(device));
+    const [a, b, c, d, e, f] = shape;
+    let id: TensorId;
+    try {
+      id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
+    } catch (error) {
+      id = allocateAgain(error, shape, dtype, device, op);
+    }
+    return new Tensor(Handle.of(id), shape, dtype, canonicalName(device));
   }
 
   /**
