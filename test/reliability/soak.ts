@@ -11,7 +11,7 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { trimMemory } from '../../lib/device.js';
+import { memory, trimMemory } from '../../lib/device.js';
 import { HostRandom } from '../../lib/random.js';
 import { settledMemory } from '../helpers.js';
 import { playEndings } from './endings.js';
@@ -56,8 +56,9 @@ export interface SoakReport {
 }
 
 async function measure(): Promise<Measures> {
+  const { liveBuffers } = await settledMemory();
   trimMemory(); // what is free goes back, or the pool's own policy is what would be measured
-  const { liveBuffers, reservedBytes } = await settledMemory();
+  const { reservedBytes } = memory();
   return {
     liveBuffers,
     poolBytes: reservedBytes,
@@ -103,8 +104,8 @@ export async function soak({ minutes, seed, every, endings, say, only = work }: 
       const series = samples.map((sample) => ({ hours: sample.hours, value: sample[name as keyof Measures] }));
       return [name, judge(series, tolerance)] as const;
     });
-    for (const [name, { level, most, growth, flat, why }] of verdicts) {
-      const share = `${(100 * growth).toFixed(2)} % an hour`;
+    for (const [name, { level, most, slope, error, flat, why }] of verdicts) {
+      const share = `slope ${slope.toPrecision(3)} an hour (+- ${error.toPrecision(2)})`;
       say(`${name}: level ${level}, most ${most}, ${share}: ${flat ? 'flat' : `NOT FLAT, ${why}`}`);
     }
     const ended = playEndings(endings, seed, say);
