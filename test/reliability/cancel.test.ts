@@ -208,7 +208,7 @@ for (const [name, { run, resolves = false, endless = false }] of Object.entries(
       if (outcome === reason) t.equal(readFileSync(out, 'utf8'), old, `${when}: what was there still is`);
       const left = (await settledMemory()).liveBuffers - liveBuffers;
       t.ok(left <= 0, `${when}: ${left} tensors are left`);
-      for (let i = 0; files() > open && i < 50; i++) await sleep(10); // closing takes a turn or two
+      for (let i = 0; files() > open && i < 700; i++) await sleep(10); // a connection is kept for some seconds
       t.ok(files() <= open, `${when}: ${files() - open} files are open`);
     }
   });
