@@ -163,7 +163,7 @@ const calls: Record<string, Call> = {
     run: async (signal) => {
       const latents = randn([1, 2, 24, 24], { seed: 1 });
       await vae
-        .decodeTiled(latents, { tileSize: 4, overlap: 1, signal })
+        .decodeTiled(latents, { tileSize: 4, overlap: 0.25, signal })
         .then((image) => image.dispose())
         .finally(() => latents.dispose());
     },
