@@ -1,7 +1,9 @@
 /** Devices: opening them by name, the default one, their memory. State is per environment (main thread or worker). */
 import { existsSync } from 'node:fs';
-import { DeviceError, fromNative, OptionError, unknownName } from './errors.js';
+import { type DType, dtypes, itemSize } from './dtype.js';
+import { DeviceError, fromNative, type MemoryRequest, OptionError, OutOfMemoryError, unknownName } from './errors.js';
 import { backendLibrary, type DeviceId, type MemoryStats, native } from './native.js';
+import { format, numel, type Shape } from './shape.js';
 
 /** 'cpu', 'cpu:avx2' (one code path), 'cuda' (the first GPU, as 'cuda:0'), 'cuda:1', 'cuda-emulated'. */
 export type DeviceName = string;
@@ -126,6 +128,54 @@ export function setNumThreads(count: number): void {
  */
 export function memory(name: DeviceName = defaultName): MemoryStats {
   return native.memory(deviceId(name));
+}
+
+/** Live buffers of one dtype and shape that one operation made; see {@link memoryOwners}. */
+export interface MemoryOwner {
+  /** The kernel that wrote them first (`gemm`, `fill`, …; `write`: data from JavaScript), '' where none has yet. */
+  op: string;
+  /** Sizes of the axes of the tensors they were made for. */
+  shape: Shape;
+  /** Type of the elements. */
+  dtype: DType;
+  /** How many buffers. */
+  count: number;
+  /** Bytes of all of them. */
+  bytes: number;
+}
+
+/**
+ * What holds a device's memory, largest first: live buffers by what made them. An {@link OutOfMemoryError} brings the same. Looks at every
+ * live buffer, so it is not for loops.
+ *
+ * @param most - How many groups at most. Default 5.
+ * @throws {OptionError} An unknown device name, or a number that is no count.
+ * @throws {DeviceError} A device that cannot be had.
+ */
+export function memoryOwners(name: DeviceName = defaultName, most = 5): MemoryOwner[] {
+  if (!Number.isInteger(most) || most < 0 || most >= 2 ** 31) {
+    throw new OptionError(`memoryOwners: expected how many groups at most, got ${most}.`);
+  }
+  return native.memoryOwners(deviceId(name), most).map(({ dtype, ...owner }) => ({ ...owner, dtype: dtypes[dtype] }));
+}
+
+/** The addon's error for a tensor that there was no memory for, with what was asked for and what holds the memory. @internal */
+export function outOfMemory(
+  cause: Error,
+  op: string,
+  shape: Shape,
+  dtype: DType,
+  device: DeviceName,
+): OutOfMemoryError {
+  const request: MemoryRequest = { op, shape, dtype, bytes: numel(shape) * itemSize(dtype), device };
+  const owners = memoryOwners(device);
+  const most = owners.map((owner) => {
+    const amount = `${(owner.bytes / 2 ** 20).toFixed(1)} MiB`;
+    return `${owner.count} x ${format(owner.shape)} ${owner.dtype} of ${owner.op || 'none yet'} (${amount})`;
+  });
+  const held = most.length > 0 ? ` Most is held by ${most.join(', ')}.` : '';
+  const message = `${op} ${format(shape)} ${dtype}: ${cause.message}${held}`;
+  return new OutOfMemoryError(message, { cause, request, memory: memory(device), owners });
 }
 
 /**

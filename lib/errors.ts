@@ -3,6 +3,10 @@
  * sentence, and are safe to show to a user.
  */
 
+import type { MemoryOwner } from './device.js';
+import type { DType } from './dtype.js';
+import type { MemoryStats } from './native.js';
+
 /** Base class: everything this package throws on purpose. */
 export class DiffitError extends Error {
   /** Stays the same from version to version: `DIFFIT_SHAPE`, `DIFFIT_OPTION`, …; messages may change. */
@@ -42,10 +46,40 @@ export class DeviceError extends DiffitError {
   }
 }
 
-/** Device memory, or the cap on it, is exhausted; the process can go on after freeing some. Code `DIFFIT_OUT_OF_MEMORY`. */
+/** What {@link OutOfMemoryError} tells of the tensor that there was no memory for. */
+export interface MemoryRequest {
+  /** What was to make it: `matmul`, `zeros`, `backward`, … */
+  op: string;
+  /** Sizes of its axes. */
+  shape: readonly number[];
+  /** Type of its elements. */
+  dtype: DType;
+  /** Bytes of all of them. */
+  bytes: number;
+  /** Where it was to be. */
+  device: string;
+}
+
+/**
+ * Device memory, or the cap on it, is exhausted, and garbage collection did not help; the process can go on after freeing some. Code
+ * `DIFFIT_OUT_OF_MEMORY`.
+ */
 export class OutOfMemoryError extends DiffitError {
-  constructor(message: string, options?: ErrorOptions) {
-    super('DIFFIT_OUT_OF_MEMORY', message, options);
+  /** The tensor; missing where an operation lacked scratch memory. */
+  readonly request?: MemoryRequest;
+  /** What the device held then. */
+  readonly memory?: MemoryStats;
+  /** What most of that was, largest first. */
+  readonly owners: readonly MemoryOwner[];
+  constructor(
+    message: string,
+    options: ErrorOptions & { request?: MemoryRequest; memory?: MemoryStats; owners?: readonly MemoryOwner[] } = {},
+  ) {
+    const { request, memory, owners = [], ...rest } = options;
+    super('DIFFIT_OUT_OF_MEMORY', message, rest);
+    this.request = request;
+    this.memory = memory;
+    this.owners = owners;
   }
 }
 

@@ -67,7 +67,7 @@ const shares = (g: Tensor, a: Tensor, b: Tensor, share: Tensor): Gradient[] => [
 ];
 
 const like = (x: Tensor, dtype: DType = x.dtype, shape: Shape = x.shape): Tensor =>
-  Tensor.empty(shape, dtype, x.device);
+  Tensor.empty(shape, dtype, x.device, 'backward');
 const toDType = (x: Tensor, dtype: DType = 'f32'): Tensor => (x.dtype === dtype ? x : castRaw(x, dtype));
 /** What several gradients share, made when the first of them is asked for. */
 const once = (make: () => Tensor): (() => Tensor) => {
@@ -78,7 +78,7 @@ const once = (make: () => Tensor): (() => Tensor) => {
   };
 };
 const emptyIf = (wanted: boolean, shape: Shape, g: Tensor): Tensor | undefined =>
-  wanted ? Tensor.empty(shape, 'f32', g.device) : undefined;
+  wanted ? Tensor.empty(shape, 'f32', g.device, 'backward') : undefined;
 const rows = (x: Tensor): Tensor => reshapeRaw(x, [numel(x.shape.slice(0, -1)), x.shape[x.ndim - 1]]);
 const idOf = (x: Tensor | undefined): number => x?.id ?? 0;
 
@@ -154,13 +154,13 @@ export const gradients: Readonly<Record<string, Rule>> = {
     }),
   pad: (g, { shapes: [x], attributes: { offset } }) => [crop(g, x, offset)],
   embedding: (g, { saved: [ids], shapes: [table] }) => [
-    fused(Tensor.empty(table, 'f32', g.device), (dtable) =>
+    fused(Tensor.empty(table, 'f32', g.device, 'backward'), (dtable) =>
       native.ops.scatter_add_rows(toDType(g, 'f32').id, ids.id, dtable.id),
     ),
     undefined,
   ],
   upsample2x: (g, { shapes: [x] }) => [
-    fused(Tensor.empty(x, g.dtype, g.device), (dx) => native.ops.upsample2x_backward(g.id, dx.id)),
+    fused(Tensor.empty(x, g.dtype, g.device, 'backward'), (dx) => native.ops.upsample2x_backward(g.id, dx.id)),
   ],
 
   // linear algebra

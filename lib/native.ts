@@ -224,6 +224,15 @@ export interface NativeOps {
   square_sum(xs: Ids, y: TensorId): void;
 }
 
+/** Live buffers of one dtype and shape that one operation wrote first; '' where none has yet. */
+export interface NativeOwner {
+  op: string;
+  dtype: number;
+  shape: number[];
+  count: number;
+  bytes: number;
+}
+
 /**
  * The addon. Every failure is an Error with `code`: DIFFIT_INVALID, DIFFIT_OUT_OF_MEMORY, DIFFIT_UNSUPPORTED,
  * DIFFIT_DEVICE_FAULT, DIFFIT_STALE_ID, DIFFIT_NO_DEVICE, DIFFIT_BAD_ARGUMENT; lib/errors.ts gives them their classes.
@@ -291,6 +300,13 @@ export interface NativeAddon {
   forgetSpans(device: DeviceId, key: number): void;
   graphStats(device: DeviceId): GraphStats;
   memory(device: DeviceId): MemoryStats;
+  /** The `most` largest groups of live buffers, largest first. Looks at every buffer. */
+  memoryOwners(device: DeviceId, most: number): NativeOwner[];
+  /** Watches an object for collectGarbage(); returns its slot. */
+  watch(object: object): number;
+  unwatch(slot: number): void;
+  /** Collects all garbage now, and returns the slots of the watched objects that were some, which are free again. */
+  collectGarbage(): number[];
   resetPeak(device: DeviceId): void;
   setMemoryLimit(device: DeviceId, bytes: number): void;
   /** Returns the pool's free blocks to the device, in stream order. */

@@ -7,7 +7,7 @@
  * dtype, f32 when those differ, and sums are f32.
  */
 
-import { canonicalName, type DeviceName, defaultDevice, deviceId } from './device.js';
+import { canonicalName, type DeviceName, defaultDevice, deviceId, outOfMemory } from './device.js';
 import { type DType, dtypeNumber, dtypeOf, isFloat, itemSize, type TensorData, toTyped, typedView } from './dtype.js';
 import { DeviceError, DisposedError, DTypeError, fromNative, OptionError, ShapeError } from './errors.js';
 import { native, type TensorId } from './native.js';
@@ -48,7 +48,7 @@ export type NestedNumbers = number | readonly NestedNumbers[];
  */
 class Handle {
   /** What the collector needs of it. */
-  private readonly watched: { id: TensorId } = { id: 0 };
+  private readonly watched: Watched;
   private references = 0;
   /** The handle of the whole buffer, which counts for all its views, too: the tensors over it, and what was written to it. */
   buffer: Handle = this;
@@ -56,6 +56,8 @@ class Handle {
   writes = 0;
 
   private constructor() {
+    this.watched = { id: 0, slot: native.watch(this) };
+    watching[this.watched.slot] = this.watched;
     collected.register(this, this.watched);
   }
 
@@ -95,8 +97,46 @@ class Handle {
 }
 const idle: Handle[] = [];
 const maxIdle = 4096;
-// Releasing an id twice is harmless: a stale one is ignored.
-const collected = new FinalizationRegistry<{ readonly id: TensorId }>(({ id }) => native.release(id));
+
+/** A handle's id, and its slot in the addon's table of weak references: -1 when it was found to be garbage. */
+interface Watched {
+  id: TensorId;
+  slot: number;
+}
+const watching: (Watched | undefined)[] = [];
+
+function forget(watched: Watched): void {
+  if (watched.slot < 0) return;
+  watching[watched.slot] = undefined;
+  watched.slot = -1;
+  native.release(watched.id);
+}
+// Its callbacks come in turns of the event loop of their own; where memory runs out before, collectGarbage() looks for itself.
+const collected = new FinalizationRegistry<Watched>((watched) => {
+  if (watched.slot >= 0) native.unwatch(watched.slot);
+  forget(watched);
+});
+
+/** Releases what nobody holds any more. Takes some hundredths of a second. */
+function collectGarbage(): void {
+  for (const slot of native.collectGarbage()) forget(watching[slot] as Watched);
+}
+
+/** A new id, when the first attempt has failed: garbage makes room for it where it was memory that lacked. */
+function allocateAgain(error: unknown, shape: Shape, dtype: DType, device: DeviceName, op: string): TensorId {
+  if (!isOutOfMemory(error)) throw fromNative(error);
+  collectGarbage();
+  const [a, b, c, d, e, f] = shape;
+  try {
+    return native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
+  } catch (again) {
+    throw isOutOfMemory(again) ? outOfMemory(again, op, shape, dtype, device) : fromNative(again);
+  }
+}
+
+function isOutOfMemory(error: unknown): error is Error {
+  return error instanceof Error && (error as { code?: unknown }).code === 'DIFFIT_OUT_OF_MEMORY';
+}
 
 /**
  * A contiguous, row-major array on a device, and its gradient. Make one with {@link tensor}, {@link zeros}, {@link ones}, {@link full},
@@ -136,15 +176,16 @@ export class Tensor implements Disposable {
     if (owned) adopt(this);
   }
 
-  /** A tensor with undefined contents, which keeps `shape`. @internal */
-  static empty(shape: Shape, dtype: DType = 'f32', device: DeviceName = defaultDevice()): Tensor {
+  /** A tensor with undefined contents, which keeps `shape`; `op` wants it. @internal */
+  static empty(shape: Shape, dtype: DType = 'f32', device: DeviceName = defaultDevice(), op = 'tensor'): Tensor {
     const [a, b, c, d, e, f] = shape;
+    let id: TensorId;
     try {
-      const id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
-      return new Tensor(Handle.of(id), shape, dtype, canonicalName(device));
+      id = native.alloc(deviceId(device), dtypeNumber(dtype), shape.length, a, b, c, d, e, f);
     } catch (error) {
-      throw fromNative(error);
+      id = allocateAgain(error, shape, dtype, device, op);
     }
+    return new Tensor(Handle.of(id), shape, dtype, canonicalName(device));
   }
 
   /**
@@ -163,7 +204,7 @@ export class Tensor implements Disposable {
         `fromBytes: ${format(shape)} of ${dtype} is ${numel(shape) * itemSize(dtype)} bytes, got ${bytes.byteLength}.`,
       );
     }
-    const result = Tensor.empty([...shape], dtype, device);
+    const result = Tensor.empty([...shape], dtype, device, 'tensor');
     if (bytes.byteLength > 0) native.write(result.id, bytes, 0);
     return result;
   }
@@ -470,7 +511,7 @@ export function full(shape: Shape, value: number, options: TensorOptions = {}): 
 function filled(op: string, shape: Shape, value: number, options: TensorOptions): Tensor {
   checkKeys(op, options, optionNames);
   checkShape(shape, op);
-  const result = Tensor.empty([...shape], options.dtype, options.device);
+  const result = Tensor.empty([...shape], options.dtype, options.device, op);
   native.ops.fill(result.id, value);
   return withGradient(result, options);
 }

@@ -35,6 +35,8 @@ export interface BenchOptions {
   only?: string;
   /** Seconds after which no further spec is started. */
   limit?: number;
+  /** Stops between two specs. */
+  signal?: AbortSignal;
   /** Called after each, with the report so far: what is lost when a later one takes the process down is only that one. */
   onResult?: (report: Report, total: number) => void;
 }
@@ -49,7 +51,7 @@ export function listSpecs({ group, device, dtype, quick, only }: BenchOptions): 
 }
 
 export async function runGroup(options: BenchOptions): Promise<Report> {
-  const { group, device, dtype, quick = false, limit = Number.POSITIVE_INFINITY, onResult } = options;
+  const { group, device, dtype, quick = false, limit = Number.POSITIVE_INFINITY, signal, onResult } = options;
   const before = defaultDevice();
   setDefaultDevice(device); // modules make their parameters there
   try {
@@ -68,6 +70,7 @@ export async function runGroup(options: BenchOptions): Promise<Report> {
     } as const;
     const report: Report = { ...head, ceilings, results };
     for (const spec of specs) {
+      signal?.throwIfAborted();
       const late = performance.now() - started > 1000 * limit;
       const outcome = late ? { error: `Not measured: the limit of ${limit} s had passed.` } : await time(spec, context);
       results.push({ ...spec, implementation: 'diffit', dtype, ...outcome });
@@ -95,11 +98,12 @@ export async function saveOutputs(options: BenchOptions, path: string): Promise<
     const saved: Record<string, Tensor> = {};
     for (const spec of specs) {
       const { run, tensors } = (preparations[group] as Preparation)(spec, { device, dtype, seed: 1 });
+      options.signal?.throwIfAborted();
       run();
       await synchronize(device);
       for (const [name, tensor] of Object.entries(tensors)) saved[`${spec.id}/${name}`] = tensor;
     }
-    await saveSafetensors(path, saved, { dtype, specs: JSON.stringify(specs) });
+    await saveSafetensors(path, saved, { dtype, specs: JSON.stringify(specs) }, { signal: options.signal });
   });
   return specs;
 }

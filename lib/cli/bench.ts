@@ -5,6 +5,7 @@ import { type BenchOptions, listSpecs, runGroup, saveOutputs } from '../bench/ru
 import { deviceId } from '../device.js';
 import { OptionError, unknownName } from '../errors.js';
 import { toFileError } from '../io/files.js';
+import { interruptible } from './interrupt.js';
 import { ensureWritableFile } from './output.js';
 import type { Terminal } from './terminal.js';
 
@@ -34,13 +35,21 @@ export async function bench(name: string, options: BenchCommandOptions, terminal
   }
   for (const file of [save, out]) if (file) await ensureWritableFile(file);
   deviceId(device); // before the progress: a missing device is said in one line
+  return interruptible(terminal, 'Stopping.', (signal) => measure({ ...asked, signal }, { save, out }, terminal));
+}
+
+async function measure(
+  asked: BenchOptions,
+  { save, out }: Pick<BenchCommandOptions, 'save' | 'out'>,
+  terminal: Terminal,
+): Promise<number> {
   if (save) {
     const saved = await saveOutputs(asked, save);
     terminal.data({ file: save, specs: saved.map(({ id }) => id) });
     terminal.print(`${save}: inputs and results of ${saved.length} benchmarks`);
     return 0;
   }
-  const progress = await terminal.progress(`Timing ${name}`, specs.length);
+  const progress = await terminal.progress(`Timing ${asked.group}`, listSpecs(asked).length);
   const onResult = (soFar: Report): void => {
     const { results } = soFar;
     progress.update(results.length, results.at(-1)?.id);

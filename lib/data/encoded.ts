@@ -11,6 +11,8 @@ export interface EncodedOptions extends DecodeOptions {
    * its place. Default 'error'.
    */
   onCorrupt?: 'error' | 'skip';
+  /** Stops the opening, which looks at every file of a folder. */
+  signal?: AbortSignal;
 }
 
 /** The schema's entries of {@link EncodedOptions}. */
@@ -19,6 +21,7 @@ export const encodedFields = (...[z, is]: Parameters<Parameters<typeof schema>[0
     size: is.count.optional(),
     channels: z.literal([1, 3]).optional(),
     onCorrupt: z.enum(['error', 'skip']).optional(),
+    signal: is.signal.optional(),
   }) satisfies Fields<EncodedOptions>;
 export const encodedSchema = schema((z, is) => z.strictObject(encodedFields(z, is)));
 

@@ -23,7 +23,7 @@ export async function openImageFolder(dir: string, options: EncodedOptions = {})
   const settings = parseOptions(encodedSchema, options, 'openImageFolder');
   const paths: string[] = [];
   try {
-    await collect(dir, '', [], paths);
+    await collect(dir, '', [], paths, settings.signal);
   } catch (error) {
     throw toFileError(error, dir, 'read');
   }
@@ -51,7 +51,14 @@ function className(path: string): string {
 }
 
 /** Appends the images below `dir`/`prefix`, each folder's in the order of their names. `above`: folders being visited. */
-async function collect(dir: string, prefix: string, above: readonly string[], paths: string[]): Promise<void> {
+async function collect(
+  dir: string,
+  prefix: string,
+  above: readonly string[],
+  paths: string[],
+  signal?: AbortSignal,
+): Promise<void> {
+  signal?.throwIfAborted();
   const folder = join(dir, prefix);
   const real = await realpath(folder);
   if (above.includes(real)) throw new DataError(`${folder} is a link to a folder above it.`);
@@ -60,7 +67,7 @@ async function collect(dir: string, prefix: string, above: readonly string[], pa
   for (const entry of entries) {
     const path = prefix === '' ? entry.name : `${prefix}/${entry.name}`;
     const kind = entry.isSymbolicLink() ? await stat(join(dir, path)) : entry;
-    if (kind.isDirectory()) await collect(dir, path, [...above, real], paths);
+    if (kind.isDirectory()) await collect(dir, path, [...above, real], paths, signal);
     else if (kind.isFile() && isImageName(entry.name)) paths.push(path);
   }
 }

@@ -4,7 +4,7 @@ import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs
 import { dirname, join, resolve } from 'node:path';
 import { FileError, FileFormatError } from '../errors.js';
 
-/** Largest single read, so that a long one can be cancelled. */
+/** Largest single read or write, so that a long one can be cancelled. */
 const chunkBytes = 8 << 20;
 
 const reasons: Record<string, string> = {
@@ -91,6 +91,14 @@ export async function readFully(
       });
     }
     done += bytesRead;
+  }
+}
+
+/** Appends bytes to a file being written; rejects with the signal's reason in between. */
+export async function writeFully(handle: FileHandle, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+  for (let done = 0; done < bytes.byteLength; done += chunkBytes) {
+    signal?.throwIfAborted();
+    await handle.writeFile(bytes.subarray(done, done + chunkBytes));
   }
 }
 

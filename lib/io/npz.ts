@@ -123,6 +123,8 @@ export interface StreamedArray {
 export interface WriteNpzOptions {
   /** Deflate, like numpy.savez_compressed. Default false. */
   compress?: boolean;
+  /** Stops the writing; what was at the path stays. */
+  signal?: AbortSignal;
 }
 
 /** Options of {@link writeImageNpz}. */
@@ -131,12 +133,16 @@ export interface WriteImageNpzOptions extends WriteNpzOptions {
   labels?: BigInt64Array;
 }
 
-const writeSchema = schema((z) =>
-  z.strictObject({ compress: z.boolean().default(false) } satisfies Fields<WriteNpzOptions>),
+const writeSchema = schema((z, is) =>
+  z.strictObject({
+    compress: z.boolean().default(false),
+    signal: is.signal.optional(),
+  } satisfies Fields<WriteNpzOptions>),
 );
 const writeImageSchema = schema((z, is) =>
   z.strictObject({
     compress: z.boolean().default(false),
+    signal: is.signal.optional(),
     labels: is.value<BigInt64Array>((value) => value instanceof BigInt64Array, 'a BigInt64Array').optional(),
   } satisfies Fields<WriteImageNpzOptions>),
 );
@@ -153,7 +159,7 @@ export async function writeNpz(
   arrays: Readonly<Record<string, HostArray | StreamedArray>>,
   options: WriteNpzOptions = {},
 ): Promise<void> {
-  const { compress } = parseOptions(writeSchema, options, 'writeNpz');
+  const { compress, signal } = parseOptions(writeSchema, options, 'writeNpz');
   const sources = Object.entries(arrays).map(([name, array]) => {
     const streamed = 'chunks' in array;
     const dataBytes = streamed ? numel(array.shape) * hostItemSize(array.dtype) : array.bytes.byteLength;
@@ -161,7 +167,7 @@ export async function writeNpz(
     const chunks = withHeader(name, header, streamed ? array.chunks : [array.bytes], dataBytes);
     return { name: `${name}.npy`, size: header.byteLength + dataBytes, chunks };
   });
-  await writeZip(path, sources, compress);
+  await writeZip(path, sources, compress, signal);
 }
 
 async function* withHeader(
@@ -240,12 +246,12 @@ export async function writeImageNpz(
   shape: readonly [number, number, number, number],
   options: WriteImageNpzOptions = {},
 ): Promise<void> {
-  const { labels, compress } = parseOptions(writeImageSchema, options, 'writeImageNpz');
+  const { labels, compress, signal } = parseOptions(writeImageSchema, options, 'writeImageNpz');
   if (labels && labels.length !== shape[0]) {
     throw new ShapeError(`writeImageNpz: ${shape[0]} images need as many labels, got ${labels.length}.`);
   }
   const chunks = images instanceof Uint8Array ? [images] : images;
   const arrays: Record<string, HostArray | StreamedArray> = { arr_0: { dtype: 'u8', shape, chunks } };
   if (labels) arrays.arr_1 = hostArray(labels);
-  await writeNpz(path, arrays, { compress });
+  await writeNpz(path, arrays, { compress, signal });
 }

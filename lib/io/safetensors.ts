@@ -8,7 +8,7 @@ import { type Fields, parseOptions, schema } from '../options.js';
 import { noGrad, withDispose } from '../scope.js';
 import type { Shape } from '../shape.js';
 import { Tensor } from '../tensor.js';
-import { quote, readFully, withFile, writeAtomically } from './files.js';
+import { quote, readFully, withFile, writeAtomically, writeFully } from './files.js';
 import {
   checksumsKey,
   encodeChecksums,
@@ -133,12 +133,15 @@ export interface SaveSafetensorsOptions {
   dtype?: DType;
   /** Keep a CRC-32 of each tensor in the metadata, which loading compares. Default false. */
   checksums?: boolean;
+  /** Stops between tensors, and within large ones; what was at the path stays. */
+  signal?: AbortSignal;
 }
 
-const saveSchema = schema((z) =>
+const saveSchema = schema((z, is) =>
   z.strictObject({
     dtype: z.enum(dtypes).optional(),
     checksums: z.boolean().optional(),
+    signal: is.signal.optional(),
   } satisfies Fields<SaveSafetensorsOptions>),
 );
 
@@ -156,7 +159,8 @@ export async function saveSafetensors(
   metadata: Readonly<Record<string, string>> = {},
   options: SaveSafetensorsOptions = {},
 ): Promise<void> {
-  const { dtype: wanted } = parseOptions(saveSchema, options, 'saveSafetensors');
+  const { dtype: wanted, signal } = parseOptions(saveSchema, options, 'saveSafetensors');
+  signal?.throwIfAborted();
   const items = Object.entries(tensors).map(([name, tensor]) => {
     const dtype = wanted && isFloat(tensor.dtype) ? wanted : tensor.dtype;
     return { name, tensor, dtype, shape: tensor.shape };
@@ -172,11 +176,12 @@ export async function saveSafetensors(
       try {
         const bytes = await converted.bytes();
         if (options.checksums) sums[i] = crc32(bytes);
-        await handle.writeFile(bytes);
+        await writeFully(handle, bytes, signal);
       } finally {
         if (converted !== tensor) converted.dispose();
       }
     }
+    signal?.throwIfAborted();
     if (!options.checksums) return;
     const header = withSums(); // as long as before
     await handle.write(header, 0, header.byteLength, 0);

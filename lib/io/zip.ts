@@ -9,7 +9,7 @@ import { crc32 } from 'node:zlib';
 import type { Entry, ZipFile } from 'yauzl';
 import { DiffitError, FileFormatError } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
-import { messageOf, quote, toFileError, writeAtomically } from './files.js';
+import { messageOf, quote, toFileError, writeAtomically, writeFully } from './files.js';
 
 /** Deflate cannot expand more than this (RFC 1951: 258 bytes from two bits). */
 const maxDeflateRatio = 1032;
@@ -132,9 +132,15 @@ const timestamp = new Date(1980, 0, 1);
 
 /**
  * Writes an archive, whole or not at all, taking each entry's chunks as they come. `compress` deflates, else entries
- * are stored. Throws FileError, or what an entry's chunks throw.
+ * are stored. Throws FileError, or what an entry's chunks throw; rejects with the signal's reason.
  */
-export async function writeZip(path: string, sources: readonly ZipSource[], compress: boolean): Promise<void> {
+export async function writeZip(
+  path: string,
+  sources: readonly ZipSource[],
+  compress: boolean,
+  signal?: AbortSignal,
+): Promise<void> {
+  signal?.throwIfAborted();
   const { ZipFile: ZipWriter } = await import('yazl');
   await writeAtomically(path, async (handle) => {
     const zip = new ZipWriter();
@@ -147,11 +153,15 @@ export async function writeZip(path: string, sources: readonly ZipSource[], comp
     });
     zip.on('error', (error) => output.destroy(error));
     zip.end();
+    const stop = (): void => void output.destroy(signal?.reason);
     try {
+      signal?.addEventListener('abort', stop, { once: true }); // the sources may be what keeps us waiting
       await pipeline(output, async (written: AsyncIterable<Uint8Array>) => {
-        for await (const chunk of written) await handle.writeFile(chunk);
+        for await (const chunk of written) await writeFully(handle, chunk, signal);
       });
+      signal?.throwIfAborted();
     } finally {
+      signal?.removeEventListener('abort', stop);
       for (const input of inputs) input.destroy();
     }
   });

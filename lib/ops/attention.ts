@@ -56,8 +56,8 @@ export function attention(qkv: Tensor, { heads, window, time, table }: Attention
   const inputs = [lowered(qkv, autocastDType()), time && widened(time), table && widened(table)] as const;
   const [x, timeToken, bias] = inputs;
   const scale = 1 / Math.sqrt(c / heads);
-  const y = Tensor.empty([b, h, w, c], x.dtype, x.device);
-  const lse = needsGrad(inputs) ? Tensor.empty([b, heads, h, w], 'f32', x.device) : undefined;
+  const y = Tensor.empty([b, h, w, c], x.dtype, x.device, 'attention');
+  const lse = needsGrad(inputs) ? Tensor.empty([b, heads, h, w], 'f32', x.device, 'attention') : undefined;
   native.ops.attention(x.id, timeToken?.id ?? 0, bias?.id ?? 0, y.id, lse?.id ?? 0, heads, wh, ww, scale);
   record('attention', inputs, y, [...inputs, y, lse], { heads, wh, ww, scale });
   lse?.dispose();

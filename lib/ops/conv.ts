@@ -59,7 +59,7 @@ export function conv2d(
   const dtype = autocastDType();
   const [input, kernel] = [lowered(x, dtype), loweredWeight(weight, dtype)];
   checkOperands('conv2d', 'x', input, 'weight', kernel);
-  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device);
+  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device, 'conv2d');
   native.ops.conv2d(input.id, kernel.id, bias?.id ?? 0, residual?.id ?? 0, y.id, stride, top, left);
   record('conv2d', [input, weight, bias, residual], y, [input, kernel], { stride, top, left });
   if (input !== x) input.dispose();

@@ -40,7 +40,7 @@ type BinaryKind = keyof typeof binaryKinds;
 /** y = kind(x), elementwise, in x's dtype; isFinite is f32 and has no gradient. */
 export function unary(kind: UnaryKind, x: Tensor): Tensor {
   checkFloats(kind, { x });
-  const y = Tensor.empty(x.shape, kind === 'isFinite' ? 'f32' : x.dtype, x.device);
+  const y = Tensor.empty(x.shape, kind === 'isFinite' ? 'f32' : x.dtype, x.device, kind);
   native.ops.unary(x.id, y.id, unaryKinds[kind]);
   return kind === 'isFinite' ? y : record('unary', [x], y, [x], { kind });
 }
@@ -48,7 +48,7 @@ export function unary(kind: UnaryKind, x: Tensor): Tensor {
 /** dx = kind'(x) dy, in x's dtype. Not recorded. @internal */
 export function unaryBackward(kind: UnaryKind, x: Tensor, dy: Tensor): Tensor {
   if (kind === 'neg') return affine(dy, -1, 0);
-  const dx = Tensor.empty(x.shape, x.dtype, x.device);
+  const dx = Tensor.empty(x.shape, x.dtype, x.device, 'backward');
   native.ops.unary_backward(x.id, dy.id, dx.id, unaryKinds[kind]);
   return dx;
 }
@@ -72,7 +72,7 @@ export const cos = (x: Tensor): Tensor => unary('cos', x);
 /** y = scale x + shift with plain numbers. */
 export function affine(x: Tensor, scale: number, shift: number): Tensor {
   checkFloats('affine', { x });
-  const y = Tensor.empty(x.shape, x.dtype, x.device);
+  const y = Tensor.empty(x.shape, x.dtype, x.device, 'affine');
   native.ops.affine(x.id, y.id, scale, shift);
   return record('affine', [x], y, [], { scale });
 }
@@ -81,7 +81,7 @@ export function affine(x: Tensor, scale: number, shift: number): Tensor {
 export function clamp(x: Tensor, low: number, high: number): Tensor {
   checkFloats('clamp', { x });
   if (!(low <= high)) throw new OptionError(`clamp: low ${low} is above high ${high}.`);
-  const y = Tensor.empty(x.shape, x.dtype, x.device);
+  const y = Tensor.empty(x.shape, x.dtype, x.device, 'clamp');
   native.ops.clamp(x.id, y.id, low, high);
   return record('clamp', [x], y, [x, y]);
 }
@@ -90,7 +90,7 @@ function binary(kind: BinaryKind, a: Tensor, b: Tensor): Tensor {
   const compares = kind === 'equal' || kind === 'less';
   if (compares && a.dtype === 'i64') checkTensors(kind, { a, b }, 'i64');
   else checkFloats(kind, { a, b });
-  const y = Tensor.empty(broadcast(a.shape, b.shape, kind), compares ? 'f32' : promote(a, b), a.device);
+  const y = Tensor.empty(broadcast(a.shape, b.shape, kind), compares ? 'f32' : promote(a, b), a.device, kind);
   native.ops.binary(a.id, b.id, y.id, binaryKinds[kind]);
   return y;
 }
@@ -136,7 +136,7 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
   checkTensors('where', { condition });
   checkFloats('where', { a, b }, condition.device);
   const shape = broadcast(broadcast(condition.shape, a.shape, 'where'), b.shape, 'where');
-  const y = Tensor.empty(shape, promote(a, b), a.device);
+  const y = Tensor.empty(shape, promote(a, b), a.device, 'where');
   native.ops.where(condition.id, a.id, b.id, y.id);
   return record('where', [undefined, a, b], y, [condition]);
 }
@@ -158,14 +158,14 @@ export function linearCombination(terms: readonly (readonly [number, Tensor])[],
       throw new ShapeError(`linearCombination: shapes ${format(a.shape)} and ${format(other.shape)} differ.`);
     }
   }
-  const y = out ?? Tensor.empty(a.shape, promote(a, b, c), a.device);
+  const y = out ?? Tensor.empty(a.shape, promote(a, b, c), a.device, 'linearCombination');
   native.ops.linear_combination(a.id, b?.id ?? 0, c?.id ?? 0, y.id, ca, cb, cc);
   return out?.written() ?? record('linearCombination', [a, b, c], y, [], { coefficients: [ca, cb, cc] });
 }
 
 /** x converted to another dtype; not recorded. @internal */
 export function castRaw(x: Tensor, dtype: DType): Tensor {
-  const y = Tensor.empty(x.shape, dtype, x.device);
+  const y = Tensor.empty(x.shape, dtype, x.device, 'to');
   native.ops.cast(x.id, y.id);
   return y;
 }

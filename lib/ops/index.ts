@@ -27,7 +27,7 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
     throw new OptionError(`permute: ${format(axes)} is not an order of ${x.ndim} axes.`);
   }
   const shape = order.map((axis) => x.shape[axis]);
-  const y = Tensor.empty(shape, x.dtype, x.device);
+  const y = Tensor.empty(shape, x.dtype, x.device, 'permute');
   const from = strides(x.shape);
   native.ops.strided_copy(
     x.id,
@@ -63,7 +63,7 @@ export function slice(
   if (at === 0) {
     y = x.view(shape, offset);
   } else {
-    y = Tensor.empty(shape, x.dtype, x.device);
+    y = Tensor.empty(shape, x.dtype, x.device, 'slice');
     native.ops.strided_copy(x.id, y.id, shape, step, strides(shape), offset, 0);
   }
   return record('slice', [x], y, [], { axis: at, start: first });
@@ -101,7 +101,7 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   }
   const sizes = tensors.map((tensor) => tensor.shape[at]);
   const shape = first.shape.map((n, i) => (i === at ? sizes.reduce((a, b) => a + b, 0) : n));
-  const y = Tensor.empty(shape, first.dtype, first.device);
+  const y = Tensor.empty(shape, first.dtype, first.device, 'concat');
   const step = strides(shape);
   let start = 0;
   for (const tensor of tensors) {
@@ -127,7 +127,7 @@ export function pad(x: Tensor, padding: readonly (readonly [number, number])[]):
 
 /** The block of `shape` at element `offset` of x: the gradient of pad; not recorded. @internal */
 export function crop(x: Tensor, shape: Shape, offset: number): Tensor {
-  const y = Tensor.empty(shape, x.dtype, x.device);
+  const y = Tensor.empty(shape, x.dtype, x.device, 'slice');
   native.ops.strided_copy(x.id, y.id, shape, strides(x.shape), strides(shape), offset, 0);
   return y;
 }
@@ -137,7 +137,7 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
   const own = strides(x.shape);
   const lead = shape.length - x.ndim;
   const from = shape.map((_, i) => (i < lead || x.shape[i - lead] === 1 ? 0 : own[i - lead]));
-  const y = Tensor.empty(shape, x.dtype, x.device);
+  const y = Tensor.empty(shape, x.dtype, x.device, 'broadcast');
   if (numel(shape) > 0) native.ops.strided_copy(x.id, y.id, shape, from, strides(shape), 0, 0);
   return y;
 }
@@ -147,7 +147,7 @@ export function embedding(table: Tensor, ids: Tensor): Tensor {
   checkFloats('embedding', { table });
   checkTensors('embedding', { ids }, 'i64', table.device);
   checkShapeOf('embedding', 'table', table, [-1, -1]);
-  const y = Tensor.empty([...ids.shape, table.shape[1]], table.dtype, table.device);
+  const y = Tensor.empty([...ids.shape, table.shape[1]], table.dtype, table.device, 'embedding');
   native.ops.gather_rows(table.id, ids.id, y.id);
   return record('embedding', [table, undefined], y, [ids]);
 }
@@ -157,7 +157,7 @@ export function upsample2x(x: Tensor): Tensor {
   checkFloats('upsample2x', { x });
   checkShapeOf('upsample2x', 'x', x, [-1, -1, -1, -1]);
   const [b, h, w, c] = x.shape;
-  const y = Tensor.empty([b, 2 * h, 2 * w, c], x.dtype, x.device);
+  const y = Tensor.empty([b, 2 * h, 2 * w, c], x.dtype, x.device, 'upsample2x');
   native.ops.upsample2x(x.id, y.id);
   return record('upsample2x', [x], y);
 }

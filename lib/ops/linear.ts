@@ -100,7 +100,7 @@ export function matmulRaw(a: Tensor, b: Tensor, { transA = false, transB = false
     );
   }
   const lead = leadA.length ? leadA : leadB;
-  const y = Tensor.empty([...lead, m, n], a.dtype, a.device);
+  const y = Tensor.empty([...lead, m, n], a.dtype, a.device, 'matmul');
   return gemm({ a, b, y, batch: numel(lead), m, n, k: ka, transA, transB });
 }
 
@@ -197,9 +197,9 @@ function layer(
   }
   if (dtype === undefined && !mixed) checkOperands(op, 'x', x, 'weight', weight);
   const [input, matrix] = [lowered(x, dtype), loweredWeight(weight, dtype)];
-  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device);
+  const y = Tensor.empty(shape, residual?.dtype ?? input.dtype, x.device, op);
   // The activation's gradient wants its input, which only exists inside the kernel: keep a copy when it will be asked for.
-  const pre = activation && trains ? Tensor.empty(shape, input.dtype, x.device) : undefined;
+  const pre = activation && trains ? Tensor.empty(shape, input.dtype, x.device, op) : undefined;
   const m = numel(shape.slice(0, -1));
   gemm({ a: input, b: matrix, y, m, n, k, transB: true, bias, residual, pre, activation });
   return { y, input, matrix, pre };

@@ -27,8 +27,8 @@ export function layerNorm(x: Tensor, { weight, bias, eps = 1e-6 }: Affine & { ep
   checkShapeOf('layerNorm', 'weight', weight, [c]);
   checkShapeOf('layerNorm', 'bias', bias, [c]);
   const inputs = [x, weight, bias];
-  const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device);
-  const [mean, rstd] = needsGrad(inputs) ? statistics(x, [numel(x.shape.slice(0, -1))]) : [];
+  const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device, 'layerNorm');
+  const [mean, rstd] = needsGrad(inputs) ? statistics('layerNorm', x, [numel(x.shape.slice(0, -1))]) : [];
   native.ops.layer_norm(x.id, weight?.id ?? 0, bias?.id ?? 0, y.id, mean?.id ?? 0, rstd?.id ?? 0, eps);
   record('layerNorm', inputs, y, [x, weight, bias, mean, rstd], { eps, dtype: y.dtype });
   mean?.dispose();
@@ -57,8 +57,8 @@ export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = 
   checkShapeOf('groupNorm', 'weight', weight, [c]);
   checkShapeOf('groupNorm', 'bias', bias, [c]);
   const inputs = [x, weight, bias];
-  const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device);
-  const [mean, rstd] = needsGrad(inputs) ? statistics(x, [x.shape[0], groups]) : [];
+  const y = Tensor.empty(x.shape, autocastDType() ?? x.dtype, x.device, 'groupNorm');
+  const [mean, rstd] = needsGrad(inputs) ? statistics('groupNorm', x, [x.shape[0], groups]) : [];
   native.ops.group_norm(
     x.id,
     weight?.id ?? 0,
@@ -76,6 +76,6 @@ export function groupNorm(x: Tensor, { groups, weight, bias, eps = 1e-5, silu = 
   return y;
 }
 
-function statistics(x: Tensor, shape: number[]): [Tensor, Tensor] {
-  return [Tensor.empty(shape, 'f32', x.device), Tensor.empty(shape, 'f32', x.device)];
+function statistics(op: string, x: Tensor, shape: number[]): [Tensor, Tensor] {
+  return [Tensor.empty(shape, 'f32', x.device, op), Tensor.empty(shape, 'f32', x.device, op)];
 }

@@ -88,7 +88,7 @@ function philox(op: string, kind: number, shape: Shape, options: RandomOptions):
   if (options.dtype !== undefined && options.dtype !== 'f32')
     throw new OptionError(`${op}: makes f32; convert with .to().`);
   const { seed, stream, firstSample } = keyOf(op, options);
-  const y = Tensor.empty([...shape], 'f32', options.device);
+  const y = Tensor.empty([...shape], 'f32', options.device, op);
   native.ops.philox(y.id, kind, seed, stream, firstSample);
   if (options.requiresGrad) y.requiresGrad = true;
   return y;
@@ -109,7 +109,7 @@ export function dropout(x: Tensor, p: number, key: Partial<RandomKey> = {}): Ten
 
 /** Not recorded; also its own gradient. @internal */
 export function dropoutRaw(x: Tensor, p: number, seed: number, stream: number, firstSample: number): Tensor {
-  const y = Tensor.empty(x.shape, x.dtype, x.device);
+  const y = Tensor.empty(x.shape, x.dtype, x.device, 'dropout');
   native.ops.dropout(x.id, y.id, p, seed, stream, firstSample);
   return y;
 }

@@ -14,7 +14,7 @@ const kinds = { sum: 0, mean: 1, max: 2, argmax: 3 } as const;
 /** One axis (or a run of neighbouring axes, [from, to)) of x reduced away; not recorded. */
 function reduceRun(kind: keyof typeof kinds, x: Tensor, from: number, to: number): Tensor {
   const shape = [...x.shape.slice(0, from), ...x.shape.slice(to)];
-  const y = Tensor.empty(shape, kind === 'argmax' ? 'i64' : 'f32', x.device);
+  const y = Tensor.empty(shape, kind === 'argmax' ? 'i64' : 'f32', x.device, kind);
   const n = numel(x.shape.slice(from, to));
   if (n === 0 && kind !== 'sum') throw new ShapeError(`${kind}: cannot reduce an empty axis of ${format(x.shape)}.`);
   native.ops.reduce(x.id, y.id, kinds[kind], numel(x.shape.slice(0, from)), n, numel(x.shape.slice(to)));
@@ -92,7 +92,7 @@ export function argmax(x: Tensor, axis: number): Tensor {
 export function softmax(x: Tensor): Tensor {
   checkFloats('softmax', { x });
   if (x.dtype !== 'f32') return scope(() => softmax(cast(x, 'f32')));
-  const y = Tensor.empty(x.shape, 'f32', x.device);
+  const y = Tensor.empty(x.shape, 'f32', x.device, 'softmax');
   native.ops.softmax(x.id, y.id);
   return record('softmax', [x], y, [y]);
 }
@@ -104,7 +104,7 @@ export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   checkShapeOf('crossEntropy', 'logits', logits, [-1, -1]);
   checkShapeOf('crossEntropy', 'labels', labels, [logits.shape[0]]);
   if (logits.dtype !== 'f32') return scope(() => crossEntropy(cast(logits, 'f32'), labels));
-  const loss = Tensor.empty([logits.shape[0]], 'f32', logits.device);
+  const loss = Tensor.empty([logits.shape[0]], 'f32', logits.device, 'crossEntropy');
   native.ops.cross_entropy(logits.id, labels.id, loss.id);
   return record('crossEntropy', [logits, undefined], loss, [logits, labels]);
 }

@@ -49,7 +49,7 @@ export function samplerStep(
   const shape: Shape = [guidance ? 2 * batch : batch, spread === 0 ? -1 : 2 * channels, ...plane];
   checkShapeOf(op, 'the output', output, shape);
   for (const tensor of [a?.[1], b?.[1], given]) checkShapeOf(op, 'a term', tensor, x.shape);
-  const make = (): Tensor => Tensor.empty(x.shape, 'f32', x.device);
+  const make = (): Tensor => Tensor.empty(x.shape, 'f32', x.device, op);
   const sample = make();
   const d = denoised && make();
   const scaled = scaledBy === undefined ? undefined : make();

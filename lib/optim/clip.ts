@@ -53,7 +53,7 @@ export function squareSums(tensors: readonly Tensor[]): Tensor {
 
 function squaresInto(length: number, tensors: readonly Tensor[]): Tensor {
   if (tensors.length === 0) throw new OptionError('squareSum: expected at least one tensor.');
-  const y = Tensor.empty([length], 'f32', tensors[0].device);
+  const y = Tensor.empty([length], 'f32', tensors[0].device, 'squareSum');
   native.ops.square_sum(
     tensors.map(({ id }) => id),
     y.id,

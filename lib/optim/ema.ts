@@ -99,7 +99,7 @@ function checkDecay(decay: number): void {
 }
 
 function copyOf(source: Tensor): Tensor {
-  return keep(Tensor.empty(source.shape, 'f32', source.device)).copyFrom(source);
+  return keep(Tensor.empty(source.shape, 'f32', source.device, 'Ema')).copyFrom(source);
 }
 
 function at(averages: Map<string, Tensor>, name: string, { shape }: Tensor): Tensor {

@@ -89,6 +89,8 @@ export type LoadAutoencoderOptions = Pick<LoadWeightsOptions, 'onProgress' | 'si
 export interface SaveAutoencoderOptions {
   /** Converts the weights. Default: as they are. */
   dtype?: 'f32' | 'bf16' | 'f16';
+  /** Stops the writing; the weights that were at the path stay. */
+  signal?: AbortSignal;
 }
 
 const loadSchema = schema((z, is) =>
@@ -97,8 +99,11 @@ const loadSchema = schema((z, is) =>
     signal: is.signal.optional(),
   } satisfies Fields<LoadAutoencoderOptions>),
 );
-const saveSchema = schema((z) =>
-  z.strictObject({ dtype: z.enum(['f32', 'bf16', 'f16']).optional() } satisfies Fields<SaveAutoencoderOptions>),
+const saveSchema = schema((z, is) =>
+  z.strictObject({
+    dtype: z.enum(['f32', 'bf16', 'f16']).optional(),
+    signal: is.signal.optional(),
+  } satisfies Fields<SaveAutoencoderOptions>),
 );
 
 /**
@@ -165,15 +170,16 @@ export async function saveAutoencoder(
   vae: AutoencoderKL,
   options: SaveAutoencoderOptions = {},
 ): Promise<void> {
-  const { dtype } = parseOptions(saveSchema, options, 'saveAutoencoder');
+  const { dtype, signal } = parseOptions(saveSchema, options, 'saveAutoencoder');
   if (path.endsWith('.safetensors')) {
     const metadata = { format: modelFormat, formatVersion: '1', model: JSON.stringify({ kind, config: vae.config }) };
-    return scope(() => saveSafetensors(path, vae.stateDict(), metadata, { dtype }));
+    return scope(() => saveSafetensors(path, vae.stateDict(), metadata, { dtype, signal }));
   }
+  signal?.throwIfAborted();
   await makeFolder(path);
   const json = `${JSON.stringify(diffusersConfig(vae), undefined, 2)}\n`;
   await writeAtomically(join(path, configName), (handle) => handle.writeFile(json));
-  await scope(() => saveSafetensors(join(path, weightsName), vae.stateDict(), { format: 'pt' }, { dtype }));
+  await scope(() => saveSafetensors(join(path, weightsName), vae.stateDict(), { format: 'pt' }, { dtype, signal }));
 }
 
 function diffusersConfig({ config }: AutoencoderKL): Record<string, unknown> {

@@ -226,9 +226,10 @@ export class Trainer<M extends Module> implements Disposable {
     this.reportedAt = performance.now();
     try {
       while (this.step < steps && !signal?.aborted) {
+        const position = this.loader.state();
         const { value: batch, done } = await batches.next();
         if (done) throw new TrainError(`The data ended after ${this.step} of ${steps} steps.`);
-        inFlight.push(this.enqueue(batch));
+        inFlight.push(this.attempt(batch, position));
         await settle(1);
         await treat();
         if (atRest && restsAfter?.(this.step)) {
@@ -262,6 +263,17 @@ export class Trainer<M extends Module> implements Disposable {
     const sum = scope(() => squareSum(this.model.parameters()).item());
     if (!Number.isFinite(await sum)) {
       throw new TrainError(`The weights are no longer finite after step ${this.step}; training stopped.`);
+    }
+  }
+
+  /** One step, enqueued; one that cannot be, for want of memory, leaves nothing and can be taken again, from the batch at `position`. */
+  private attempt(batch: Batch | LatentBatch, position: LoaderState): InFlight {
+    try {
+      return this.enqueue(batch);
+    } catch (error) {
+      this.optimizer.zeroGrad();
+      this.loader.restore(position);
+      throw error;
     }
   }
 

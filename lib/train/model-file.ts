@@ -60,6 +60,8 @@ export interface SaveModelOptions {
   description?: ModelDescription;
   /** Converts the weights. Default: as they are. */
   dtype?: 'f32' | 'bf16' | 'f16';
+  /** Stops the writing; what was at the path stays. */
+  signal?: AbortSignal;
 }
 
 const describeSchema = schema((z, is) =>
@@ -76,6 +78,7 @@ const saveSchema = schema((z, is) =>
       .value<ModelDescription>((x) => descriptionSchema().safeParse(x).success, "a model's description")
       .optional(),
     dtype: z.enum(['f32', 'bf16', 'f16']).optional(),
+    signal: is.signal.optional(),
   } satisfies Fields<SaveModelOptions>),
 );
 
@@ -103,9 +106,9 @@ export function describeModel(model: DiffusionModel, options: DescribeOptions = 
  * @throws {OptionError} An option that is unknown or wrong.
  */
 export async function saveModel(path: string, model: DiffusionModel, options: SaveModelOptions = {}): Promise<void> {
-  const { description = describeModel(model), dtype } = parseOptions(saveSchema, options, 'saveModel');
+  const { description = describeModel(model), dtype, signal } = parseOptions(saveSchema, options, 'saveModel');
   const metadata = { format: modelFormat, formatVersion: '1', model: JSON.stringify(description) };
-  await scope(() => saveSafetensors(path, model.stateDict(), metadata, { dtype }));
+  await scope(() => saveSafetensors(path, model.stateDict(), metadata, { dtype, signal }));
 }
 
 /** What a model file or a training checkpoint describes, from its header alone. Throws FileError, FileFormatError. */

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
+#include <map>
+
 #include "js.h"
 
 namespace diffit {
@@ -116,7 +119,7 @@ void *Device::takeMemory(size_t block) {
   return backend_->alloc(context_, block);
 }
 
-Buffer *Device::allocate(size_t bytes) {
+Buffer *Device::allocate(diffit_tensor *tensor, size_t bytes) {
   const size_t size = Pool::blockSize(bytes);
   Pool::Block *block = pool_.reuse(size);
   if (!block) {
@@ -143,7 +146,8 @@ Buffer *Device::allocate(size_t bytes) {
   pool_.addLive(bytes);
   if (pool_.reserved() > pool_.softLimit()) freeInOrder(pool_.evict(pool_.softLimit()));
   tellV8();
-  Buffer *buffer = new Buffer{this, block, bytes, 0, buffers_.size()};
+  tensor->data = block->data;
+  Buffer *buffer = new Buffer{this, block, bytes, 0, buffers_.size(), *tensor, nullptr};
   buffers_.push_back(buffer);
   return buffer;
 }
@@ -154,6 +158,23 @@ void Device::release(Buffer *buffer) {
   buffers_[buffer->index] = buffers_.back();
   buffers_.pop_back();
   delete buffer;
+}
+
+std::vector<Device::Owner> Device::owners(size_t most) const {
+  std::map<std::vector<int64_t>, Owner> groups;
+  for (const Buffer *buffer : buffers_) {
+    const diffit_tensor &tensor = buffer->first;
+    std::vector<int64_t> key = {(int64_t)(intptr_t)buffer->maker, tensor.dtype};
+    key.insert(key.end(), tensor.shape, tensor.shape + tensor.ndim);
+    Owner &owner = groups.try_emplace(std::move(key), Owner{buffer, 0, 0}).first->second;
+    owner.count++;
+    owner.bytes += buffer->bytes;
+  }
+  std::vector<Owner> owners;
+  for (const auto &group : groups) owners.push_back(group.second);
+  std::stable_sort(owners.begin(), owners.end(), [](const Owner &a, const Owner &b) { return a.bytes > b.bytes; });
+  if (owners.size() > most) owners.resize(most);
+  return owners;
 }
 
 void Device::setMemoryLimit(size_t bytes) {

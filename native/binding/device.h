@@ -33,9 +33,9 @@ class Device {
                                       int32_t threads);
   ~Device() { close(); }
 
-  /* A buffer of at least `bytes`. When memory or the limit is exhausted the queue is drained, the pool's free blocks go
+  /* A buffer of at least `bytes`, for `tensor`, whose data is set to it. When memory or the limit is exhausted the queue is drained, the pool's free blocks go
      back to the device, and it is tried once more; then DIFFIT_OUT_OF_MEMORY is thrown and nullptr returned. */
-  Buffer *allocate(size_t bytes);
+  Buffer *allocate(diffit_tensor *tensor, size_t bytes);
   /* The buffer's last view is gone. */
   void release(Buffer *buffer);
 
@@ -43,6 +43,14 @@ class Device {
   std::unique_ptr<Completion> promise(napi_value result, napi_value *promise);
   /* Called from the queue's thread; takes the failure that is to be reported along. */
   void settle(std::unique_ptr<Completion> completion, Executor &executor);
+
+  /* Live buffers of one maker, dtype and shape. */
+  struct Owner {
+    const Buffer *example;
+    size_t count, bytes;
+  };
+  /* The `most` largest of them. */
+  std::vector<Owner> owners(size_t most) const;
 
   void setMemoryLimit(size_t bytes);
   void trim();

@@ -102,6 +102,33 @@ napi_value memory(napi_env env, napi_callback_info info) {
   return result;
 }
 
+/* memoryOwners(device, most): NativeOwner[] */
+napi_value memoryOwners(napi_env env, napi_callback_info info) {
+  Arguments<2> arguments(env, info);
+  Device *device = getDevice(env, environmentOf(arguments.data), arguments[0], "memoryOwners: the device");
+  int64_t most;
+  if (!device || !getInteger(env, arguments[1], "memoryOwners: how many", 0, INT32_MAX, &most)) return nullptr;
+  napi_value result;
+  napi_create_array(env, &result);
+  uint32_t i = 0;
+  for (const Device::Owner &owner : device->owners((size_t)most)) {
+    const diffit_tensor &tensor = owner.example->first;
+    napi_value entry, shape;
+    napi_create_object(env, &entry);
+    napi_create_array(env, &shape);
+    for (int axis = 0; axis < tensor.ndim; axis++) {
+      napi_set_element(env, shape, (uint32_t)axis, makeNumber(env, (double)tensor.shape[axis]));
+    }
+    napi_set_named_property(env, entry, "op", makeString(env, owner.example->maker ? owner.example->maker : ""));
+    napi_set_named_property(env, entry, "dtype", makeNumber(env, tensor.dtype));
+    napi_set_named_property(env, entry, "shape", shape);
+    napi_set_named_property(env, entry, "count", makeNumber(env, (double)owner.count));
+    napi_set_named_property(env, entry, "bytes", makeNumber(env, (double)owner.bytes));
+    napi_set_element(env, result, i++, entry);
+  }
+  return result;
+}
+
 /* resetPeak(device) */
 napi_value resetPeak(napi_env env, napi_callback_info info) {
   Arguments<1> arguments(env, info);
@@ -322,6 +349,7 @@ bool addDeviceFunctions(napi_env env, Environment *environment, napi_value expor
       method("deviceInfo", deviceInfo, environment),
       method("cpuVariants", listCpuVariants, environment),
       method("memory", memory, environment),
+      method("memoryOwners", memoryOwners, environment),
       method("resetPeak", resetPeak, environment),
       method("setMemoryLimit", setMemoryLimit, environment),
       method("trim", trim, environment),

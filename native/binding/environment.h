@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "device.h"
+#include "garbage.h"
 #include "handles.h"
 
 namespace diffit {
 
 struct Environment {
   Handles handles;
+  Garbage garbage;
   std::vector<std::unique_ptr<Device>> devices; /* id i + 1 is the i-th that was opened */
 
   /* Made once per environment, destroyed with it. */
@@ -32,6 +34,8 @@ View *getView(napi_env env, Environment &environment, napi_value value, const ch
 /* Adds the functions of devices.cc and tensors.cc to the addon's object. */
 bool addDeviceFunctions(napi_env env, Environment *environment, napi_value exports);
 bool addTensorFunctions(napi_env env, Environment *environment, napi_value exports);
+/* Adds the functions of garbage.cc. */
+bool addGarbageFunctions(napi_env env, Environment *environment, napi_value exports);
 /* Adds `ops` and `opNames`. */
 bool addOperations(napi_env env, Environment *environment, napi_value exports);
 

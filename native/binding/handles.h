@@ -22,6 +22,8 @@ struct Buffer {
   size_t bytes; /* asked for */
   uint32_t views;
   size_t index; /* in the device's list of buffers */
+  diffit_tensor first; /* what it was made for */
+  const char *maker; /* the operation that wrote it first; nullptr: none yet */
 };
 
 struct View {

@@ -19,6 +19,7 @@ namespace {
 struct Parameter {
   const char *name;
   bool optional;
+  bool written = false;
 };
 
 /* Whether an operation with these parameters draws random numbers: others each time. */
@@ -159,6 +160,7 @@ class Reader {
     }
     const View *view = environment_.handles.find(id);
     if (!view) return reject(position, parameter, "is no tensor: released, or of another thread", kStaleId);
+    if (parameter.written && !view->buffer->maker) view->buffer->maker = op_;
     *out = view->tensor;
     Device *device = view->buffer->device;
     if (!device_) device_ = device;
@@ -233,12 +235,13 @@ struct Operation<Op, diffit_status (*diffit_ops::*)(diffit_context *, C...)> {
 
 constexpr Parameter required(const char *name) { return {name, false}; }
 constexpr Parameter optional(const char *name) { return {name, true}; }
+constexpr Parameter written(Parameter parameter) { return {parameter.name, parameter.optional, true}; }
 
 #define IN(name) required(#name)
 #define OPT(name) optional(#name)
-#define OUT(name) required(#name)
-#define OPT_OUT(name) optional(#name)
-#define INOUT(name) required(#name)
+#define OUT(name) written(required(#name))
+#define OPT_OUT(name) written(optional(#name))
+#define INOUT(name) written(required(#name))
 #define LIST(name) required(#name)
 #define LIST_INOUT(name) required(#name)
 #define INTS(name) required(#name)

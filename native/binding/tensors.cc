@@ -68,9 +68,8 @@ napi_value alloc(napi_env env, napi_callback_info info) {
   int64_t bytes;
   Device *device = getDevice(env, environment, arguments[0], "alloc: the device");
   if (!device || !getShape(env, arguments.values + 1, "alloc", &tensor, &bytes)) return nullptr;
-  Buffer *buffer = device->allocate((size_t)bytes);
+  Buffer *buffer = device->allocate(&tensor, (size_t)bytes);
   if (!buffer) return nullptr;
-  tensor.data = buffer->block->data;
   return makeTensor(env, environment, tensor, bytes, buffer);
 }
 
@@ -173,6 +172,7 @@ napi_value write(napi_env env, napi_callback_info info) {
     }
   }
   memcpy(job.staged ? job.staged.get() : job.small, data, bytes);
+  if (!view->buffer->maker) view->buffer->maker = "write";
   view->buffer->device->queue().add(std::move(job));
   return nullptr;
 }

@@ -51,14 +51,15 @@ t.test('a GPU whose memory is full: one typed error with the figures, then it wo
   `;
   const { lines, ...end } = run(script, { DIFFIT_EMULATOR_MEMORY: '64M' });
   t.match(end, clean);
-  const full = (more: string, live: string, free: string) =>
-    `OutOfMemoryError: There is no memory for ${more} more on cuda-emulated:0: ${live} are live, of the device's 64 MiB, ${free} are free.`;
-  t.equal(lines[0], full('32 MiB', '40 MiB', '24 MiB'));
-  t.equal(lines[1], full('40 MiB', '40 MiB', '24 MiB'));
+  const full = (what: string, more: string, held: number, free: string) =>
+    `OutOfMemoryError: ${what} f32: There is no memory for ${more} more on cuda-emulated:0: ${held} MiB are live, of the device's 64 MiB, ` +
+    `${free} are free. Most is held by 1 x [${held * 2 ** 18}] f32 of fill (${held}.0 MiB).`;
+  t.equal(lines[0], full('full [8388608]', '32 MiB', 40, '24 MiB'));
+  t.equal(lines[1], full('affine [10485760]', '40 MiB', 40, '24 MiB'));
   t.equal(lines[2], '64 24 1');
   t.equal(lines[3], '2');
   t.equal(lines[4], '3');
-  for (const line of lines.slice(5, 8)) t.equal(line, full('104 MiB', '48 MiB', '16 MiB'));
+  for (const line of lines.slice(5, 8)) t.equal(line, full('zeros [13631488, 2]', '104 MiB', 48, '16 MiB'));
   t.equal(lines[8], '4');
 });
 
