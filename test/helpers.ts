@@ -151,6 +151,26 @@ export function nchw<T extends FixtureData>(data: T, shape: readonly number[]): 
   return permuted(data, shape, [0, 3, 1, 2]);
 }
 
+/**
+ * The environment of a process that is to know no setting of its parent's: where programs are, and in a run under a sanitizer
+ * (reliability/instrument.ts) which addon to load and how.
+ */
+export function bareEnvironment(more: Record<string, string> = {}): Record<string, string> {
+  const kept = [
+    'PATH',
+    'LD_PRELOAD',
+    'DIFFIT_PREBUILD',
+    'ASAN_OPTIONS',
+    'LSAN_OPTIONS',
+    'UBSAN_OPTIONS',
+    'TSAN_OPTIONS',
+  ];
+  return {
+    ...Object.fromEntries(kept.map((name) => [name, process.env[name] ?? '']).filter(([, value]) => value)),
+    ...more,
+  };
+}
+
 /** Every code path of the CPU, and the CUDA kernels on the emulator; DIFFIT_TEST_DEVICES (a comma-separated list) says otherwise. */
 export function testDevices(): DeviceName[] {
   return process.env.DIFFIT_TEST_DEVICES?.split(',') ?? [...cpuVariants(), 'cuda-emulated'];

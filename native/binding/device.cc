@@ -211,7 +211,8 @@ std::unique_ptr<Completion> Device::promise(napi_value result, napi_value *promi
 void Device::settle(std::unique_ptr<Completion> completion, Executor &executor) {
   completion->failure = executor.takeFailure();
   /* Refused only while the environment ends; then nobody waits any more. */
-  if (napi_call_threadsafe_function(settled_, completion.get(), napi_tsfn_nonblocking) == napi_ok) completion.release();
+  if (napi_call_threadsafe_function(settled_, completion.get(), napi_tsfn_nonblocking) == napi_ok)
+    (void)completion.release(); /* onSettled deletes it */
 }
 
 /* The operation, then the sentence; a kernel's own "gemm_op: " or "gemm: " in front of it says nothing new. */

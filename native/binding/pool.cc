@@ -14,6 +14,7 @@ Pool::~Pool() {
 }
 
 size_t Pool::blockSize(size_t bytes) {
+  if (kExact) return bytes ? bytes : 1;
   constexpr size_t kLargestStep = (size_t)512 << 10;
   size_t step = DIFFIT_ALIGNMENT;
   while (step * 32 < bytes && step < kLargestStep) step *= 2; /* rounds up by less than a sixteenth */

@@ -65,7 +65,13 @@ class Pool {
   size_t limit = 0; /* cap on reserved, 0 for none */
 
  private:
-  static constexpr size_t kDivisible = (size_t)256 << 10;
+#if defined(DIFFIT_EXACT_BLOCKS)
+  static constexpr bool kExact =
+      true; /* a piece of its own, no byte larger, for every size: AddressSanitizer sees its ends */
+#else
+  static constexpr bool kExact = false;
+#endif
+  static constexpr size_t kDivisible = kExact ? SIZE_MAX : (size_t)256 << 10;
 
   struct BySize {
     bool operator()(const Block *a, const Block *b) const {

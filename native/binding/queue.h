@@ -64,6 +64,8 @@ class Queue {
 
   Queue(const diffit_backend *backend, diffit_context *context);
   ~Queue() { stop(); }
+  Queue(const Queue &) = delete;
+  Queue &operator=(const Queue &) = delete;
 
   template <class J>
   void add(J &&job) {

@@ -46,11 +46,11 @@ template <class T>
 struct PixelWalk {
   const Windows<T> &w;
   int64_t item, y, x;
-  PixelWalk(const Windows<T> &windows, int64_t pixel) : w(windows) {
-    x = pixel % w.outWidth;
-    y = pixel / w.outWidth % w.outHeight;
-    item = pixel / w.outWidth / w.outHeight;
-  }
+  PixelWalk(const Windows<T> &windows, int64_t pixel)
+      : w(windows),
+        item(pixel / w.outWidth / w.outHeight),
+        y(pixel / w.outWidth % w.outHeight),
+        x(pixel % w.outWidth) {}
   WindowCorner<T> corner() const {
     return {w.image + item * w.height * w.rowNumbers(), y * w.stride - w.padTop,
             (x * w.stride - w.padLeft) * w.channels};
@@ -300,9 +300,9 @@ struct Residue {
   int64_t count; /* positions */
   int64_t taps, lastTap; /* lastTap, lastTap - stride, ... >= 0 */
   int64_t pad; /* of the unit-stride window over dy at the first position */
-  Residue(int64_t first, int64_t size, int64_t pad0, int64_t kernel, int64_t stride) {
+  Residue(int64_t first, int64_t size, int64_t pad0, int64_t kernel, int64_t stride)
+      : count(ceilDiv(size - first, stride)) {
     const int64_t tap = ((first + pad0) % stride + stride) % stride;
-    count = ceilDiv(size - first, stride);
     taps = tap < kernel ? ceilDiv(kernel - tap, stride) : 0;
     lastTap = tap + (taps - 1) * stride;
     pad = taps - 1 - (first + pad0 - tap) / stride;

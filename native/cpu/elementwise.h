@@ -234,13 +234,12 @@ DIFFIT_INLINE vf binaryVector(vf a, vf b) {
   if constexpr (kind == DIFFIT_MINIMUM) return vselect(a != a, a, vmin(a, b));
   if constexpr (kind == DIFFIT_EQUAL) return vselect(a == b, one, zero);
   if constexpr (kind == DIFFIT_LESS) return vselect(a < b, one, zero);
-  if constexpr (kind == DIFFIT_POW) {
-    float p[kLanes], q[kLanes];
-    store(p, a);
-    store(q, b);
-    for (int i = 0; i < kLanes; i++) p[i] = ::powf(p[i], q[i]);
-    return load(p);
-  }
+  static_assert(kind <= DIFFIT_LESS, "a kind of binary operation");
+  float p[kLanes], q[kLanes];
+  store(p, a);
+  store(q, b);
+  for (int i = 0; i < kLanes; i++) p[i] = ::powf(p[i], q[i]); /* DIFFIT_POW */
+  return load(p);
 }
 
 template <int kind, class P>

@@ -115,7 +115,8 @@ static void transposeRows(float *panel, int64_t width, const float *const *rows,
     }
   }
   for (int64_t d = whole; d < depth; d++)
-    for (int64_t i = 0; i < lines; i++) panel[d * width + i] = rows[i][d];
+    for (int64_t i = 0; i < lines; i++)
+      memcpy(panel + d * width + i, rows[i] + d, sizeof(float)); /* bf16 pairs lie anywhere */
 }
 
 /* Some rows of A at one block of k, for the kernels: lines, or steps of k, `stride` apart. */

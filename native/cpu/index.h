@@ -116,12 +116,12 @@ DIFFIT_INLINE void transposeBlock(const T *x, int64_t xs, T *y, int64_t ys, int6
       typedef uint32_t v4 __attribute__((vector_size(16)));
       v4 r[4];
       for (int k = 0; k < 4; k++) memcpy(&r[k], x + k * xs, 16);
-      const v4 a = __builtin_shuffle(r[0], r[1], v4{0, 4, 1, 5}), b = __builtin_shuffle(r[2], r[3], v4{0, 4, 1, 5});
-      const v4 c = __builtin_shuffle(r[0], r[1], v4{2, 6, 3, 7}), d = __builtin_shuffle(r[2], r[3], v4{2, 6, 3, 7});
-      r[0] = __builtin_shuffle(a, b, v4{0, 1, 4, 5});
-      r[1] = __builtin_shuffle(a, b, v4{2, 3, 6, 7});
-      r[2] = __builtin_shuffle(c, d, v4{0, 1, 4, 5});
-      r[3] = __builtin_shuffle(c, d, v4{2, 3, 6, 7});
+      const v4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+      const v4 c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+      r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+      r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+      r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+      r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
       for (int k = 0; k < 4; k++) memcpy(y + k * ys, &r[k], 16);
       return;
     }

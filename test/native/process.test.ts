@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import t from 'tap';
 import { native } from '../../lib/native.js';
+import { bareEnvironment } from '../helpers.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -22,7 +23,7 @@ const prelude = `
 const run = (script: string, env: Record<string, string> = {}) => {
   const { status, signal, stdout, stderr } = spawnSync(process.execPath, ['-e', prelude + script], {
     cwd: root,
-    env: { PATH: process.env.PATH, ...env },
+    env: bareEnvironment(env),
     encoding: 'utf8',
     timeout: 60_000,
   });
@@ -79,7 +80,7 @@ const start = (script: string) =>
   new Worker(`const { parentPort: port } = require('node:worker_threads'); ${prelude} ${script}`, {
     eval: true,
     execArgv: [],
-    env: { PATH: process.env.PATH },
+    env: bareEnvironment(),
   });
 
 t.test('workers have devices, ids and memory of their own', async (t) => {

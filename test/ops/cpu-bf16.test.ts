@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { native } from '../../lib/native.js';
 import { unaryKinds } from '../../lib/ops/elementwise.js';
-import { numbers } from '../helpers.js';
+import { bareEnvironment, numbers } from '../helpers.js';
 import { normError, rounded } from './lowp.js';
 import * as reference from './reference.js';
 
@@ -95,7 +95,7 @@ function job({ m, n, k, batch = 1, transA, transB, ends, ...given }: Case): Job 
 function run(env: Record<string, string>, jobs: Job[]): { error: string; results: string[] } {
   const { stdout, stderr } = spawnSync(process.execPath, ['-e', script], {
     cwd: root,
-    env: { PATH: process.env.PATH, ...env },
+    env: bareEnvironment(env),
     input: JSON.stringify(jobs.map(({ request }) => request)),
     encoding: 'utf8',
     maxBuffer: 2 ** 26,
