@@ -201,7 +201,7 @@ bool Device::deviceMemory(int64_t *freeBytes, int64_t *totalBytes) const {
 /* ---- promises --------------------------------------------------------------------------------- */
 
 std::unique_ptr<Completion> Device::promise(napi_value result, napi_value *promise) {
-  auto completion = std::make_unique<Completion>();
+  auto completion = std::make_unique<Completion>(env_);
   if (result && napi_create_reference(env_, result, 1, &completion->result) != napi_ok) return nullptr;
   if (napi_create_promise(env_, &completion->deferred, promise) != napi_ok) return nullptr;
   if (promises_++ == 0) napi_ref_threadsafe_function(env_, settled_);
@@ -210,9 +210,12 @@ std::unique_ptr<Completion> Device::promise(napi_value result, napi_value *promi
 
 void Device::settle(std::unique_ptr<Completion> completion, Executor &executor) {
   completion->failure = executor.takeFailure();
-  /* Refused only while the environment ends; then nobody waits any more. */
-  if (napi_call_threadsafe_function(settled_, completion.get(), napi_tsfn_nonblocking) == napi_ok)
+  if (napi_call_threadsafe_function(settled_, completion.get(), napi_tsfn_nonblocking) == napi_ok) {
     (void)completion.release(); /* onSettled deletes it */
+  } else {
+    /* The environment ends, nobody waits any more; and this is not the thread to give it back on. */
+    completion->result = nullptr;
+  }
 }
 
 /* The operation, then the sentence; a kernel's own "gemm_op: " or "gemm: " in front of it says nothing new. */
@@ -232,7 +235,6 @@ void Device::onSettled(napi_env env, napi_value, void *self, void *data) {
   napi_value value = nullptr;
   if (completion->result) {
     napi_get_reference_value(env, completion->result, &value);
-    napi_delete_reference(env, completion->result);
   } else if (!isnan(completion->number)) {
     value = makeNumber(env, completion->number);
   } else {

@@ -20,10 +20,19 @@ namespace diffit {
 
 /* A promise on its way: settled on the JavaScript thread when the queue has reached it. */
 struct Completion {
-  napi_deferred deferred;
+  napi_env env;
+  napi_deferred deferred = nullptr;
   napi_ref result = nullptr; /* what to resolve with; without it: `number`, or undefined where that is NaN */
   double number = NAN;
   std::unique_ptr<Failure> failure;
+
+  explicit Completion(napi_env e) : env(e) {}
+  /* On the JavaScript thread; one that is not settled, because the environment ends, still has what it would have resolved with. */
+  ~Completion() {
+    if (result) napi_delete_reference(env, result);
+  }
+  Completion(const Completion &) = delete;
+  Completion &operator=(const Completion &) = delete;
 };
 
 class Device {
