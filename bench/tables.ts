@@ -40,7 +40,7 @@ export function cpuTables(report: CpuReport): string {
   const dot = ceilings.bf16Dot > 0 ? `, its bf16 dot product ${giga(ceilings.bf16Dot)}` : '';
   const lines = [
     `${processor}, ${threads} threads of everything, our variant ${variant}; ${date.slice(0, 10)}${git ? `, commit ${git}` : ''}; ${named.join(', ')}.`,
-    `Measured in the run: multiply-adds ${giga(ceilings.fma)} GFLOP/s (one thread ${giga(ceilings.fmaOneThread)})${dot}; a large copy ${(ceilings.copy / 1e9).toFixed(1)} GB/s, read and written.`,
+    `Measured in the run, at best: multiply-adds ${giga(ceilings.fma)} GFLOP/s (one thread ${giga(ceilings.fmaOneThread)})${dot}; a large copy ${(ceilings.copy / 1e9).toFixed(1)} GB/s, read and written. The clock changes, so a row’s ceiling is the better of those just before and after it${peaks(rows)}.`,
     'Milliseconds are medians of the rounds; in brackets the peer over diffit, the median of the rounds’ own ratios (above 1: diffit is faster).',
     ...[...new Set(Object.values(missing))].map((why) => `Not there: ${why}`),
   ];
@@ -50,24 +50,29 @@ export function cpuTables(report: CpuReport): string {
       ...groupTable(
         group,
         rows.filter((row) => row.group === group),
-        ceilings,
       ),
     );
   return lines.join('\n');
 }
 
-function groupTable(group: string, rows: Row[], ceilings: CpuReport['ceilings']): string[] {
+/** From the lowest to the highest that rows were held against. */
+function peaks(rows: Row[]): string {
+  const found = rows.map((row) => row.ceilings.fma / 1e9);
+  return found.length > 0 ? `, ${Math.min(...found).toFixed(0)} to ${Math.max(...found).toFixed(0)} GFLOP/s` : '';
+}
+
+function groupTable(group: string, rows: Row[]): string[] {
   const peers = [...new Set(rows.flatMap(({ outcomes }) => Object.keys(outcomes)))].filter((name) => name !== ours);
   const rates = group !== 'startup';
   const heads = ['', 'diffit, ms', ...(rates ? ['GFLOP/s', 'of the ceiling'] : []), ...peers, 'target', 'met'];
   const cells = rows.map((row) => {
     const own = row.outcomes[ours];
     const ms = own.rounds.length > 0 ? median(own.rounds) : undefined;
-    const judged = judge(row, ceilings);
+    const judged = judge(row);
     return [
       row.id.slice(row.id.indexOf('/') + 1),
       ms === undefined ? 'failed' : number(ms),
-      ...(rates ? shares(row, ms, ceilings) : []),
+      ...(rates ? shares(row, ms) : []),
       ...peers.map((peer) => peerCell(row.outcomes[peer], own)),
       judged.map(described).join('; '),
       judged.map(verdict).join('; '),
@@ -96,10 +101,10 @@ function groupTable(group: string, rows: Row[], ceilings: CpuReport['ceilings'])
   return lines;
 }
 
-/** GFLOP/s, and the share of the ceiling that binds. */
-function shares(row: Row, ms: number | undefined, ceilings: CpuReport['ceilings']): string[] {
+/** GFLOP/s, and the share of the row's own ceiling that binds. */
+function shares(row: Row, ms: number | undefined): string[] {
   if (ms === undefined) return ['', ''];
-  const { gigaflops, ofPeak, ofCopy, binds } = shareOf(row, ms, ceilings);
+  const { gigaflops, ofPeak, ofCopy, binds } = shareOf(row, ms);
   return [
     gigaflops === undefined ? '' : gigaflops.toFixed(0),
     binds === 'memory' ? `${percent(ofCopy)} of copy` : percent(ofPeak),
@@ -140,7 +145,7 @@ const memoryLine = ({ id, outcomes }: Row): string => {
 export function repeatTable(first: CpuReport, second: CpuReport): string {
   const rows = second.rows.flatMap((row) => {
     const before = first.rows.find(({ id }) => id === row.id);
-    return before ? [repeatRow(before, row, first.ceilings, second.ceilings)] : [];
+    return before ? [repeatRow(before, row)] : [];
   });
   const { date, git, ceilings } = second;
   return [
@@ -152,12 +157,12 @@ export function repeatTable(first: CpuReport, second: CpuReport): string {
   ].join('\n');
 }
 
-function repeatRow(a: Row, b: Row, ofA: CpuReport['ceilings'], ofB: CpuReport['ceilings']): string[] {
+function repeatRow(a: Row, b: Row): string[] {
   const times = [a, b].map(({ outcomes }) => outcomes[ours]?.rounds ?? []);
   if (times.some(({ length }) => length === 0)) return [b.id, 'failed', '', ''];
   const [before, after] = times.map(median);
-  const judged = judge(b, ofB);
-  const against = judge(a, ofA).flatMap((judgement, i) =>
+  const judged = judge(b);
+  const against = judge(a).flatMap((judgement, i) =>
     judgement.value === undefined || judged[i]?.value === undefined
       ? []
       : [`${described(judgement)}: ${shown(judgement)}, ${shown(judged[i])}`],

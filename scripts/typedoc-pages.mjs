@@ -13,7 +13,7 @@ const groups = {
     'docs/training-report',
     'examples/README',
   ],
-  Guides: ['docs/memory', 'docs/numerics', 'docs/cuda', 'docs/troubleshooting'],
+  Guides: ['docs/memory', 'docs/numerics', 'docs/reliability', 'docs/cuda', 'docs/troubleshooting'],
   Reference: ['docs/cli', 'docs/benchmarks'],
   'Working on diffit': ['docs/architecture', 'docs/adding-an-op'],
 };

@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { errorOf, readTensors } from './files.js';
 import { type Crew, root } from './prepare.js';
-import { type CpuReport, median, type Outcome, ours, type Row, ratioOf } from './report.js';
+import { bestOf, type Ceilings, median, type Outcome, ours, type Row, ratioOf } from './report.js';
 import { WorkerProcess } from './station.js';
 import { implementations, type Station, type Work } from './work.js';
 
@@ -48,6 +48,9 @@ interface Player {
   repeats: number;
 }
 
+/** A row before its ceilings are known. */
+type Bare = Omit<Row, 'ceilings'>;
+
 export class Bench {
   readonly versions: Record<string, string> = {};
   private readonly workers = new Map<Station, WorkerProcess>();
@@ -56,42 +59,27 @@ export class Bench {
 
   constructor(private readonly options: Options) {}
 
-  async run(): Promise<{
-    rows: Row[];
-    ceilings: CpuReport['ceilings'];
-    about: { processor: string; variant: string };
-  }> {
+  async run(): Promise<{ rows: Row[]; ceilings: Ceilings; about: { processor: string; variant: string } }> {
     const { works, say } = this.options;
     const rows: Row[] = [];
-    const asked: Record<string, number | string>[] = [];
-    const ceilings = async (): Promise<void> => {
-      const worker = await this.station('diffit');
-      asked.push((await worker.ask({ do: 'ceilings', quick: this.options.quick })) as Record<string, number | string>);
+    const worker = await this.station('diffit');
+    const seen: (Ceilings & { processor: string; variant: string })[] = [];
+    const look = async (): Promise<void> => {
+      seen.push((await worker.ask({ do: 'ceilings', quick: this.options.quick })) as never);
     };
-    await ceilings();
-    let group = '';
+    await look();
     for (const [i, work] of works.entries()) {
       if (performance.now() > this.options.until) {
         say(`the limit has passed: ${works.length - i} of ${works.length} works are not measured`);
         break;
       }
-      if (group && work.group !== group) await ceilings();
-      group = work.group;
       say(`[${i + 1}/${works.length}] ${work.id}`);
       const row = work.group === 'startup' ? await this.startup(work) : await this.row(work);
-      rows.push(row);
-      this.options.onRow(row);
+      await look();
+      rows.push({ ...row, ceilings: bestOf(seen.slice(-2)) });
+      this.options.onRow(rows[i]);
     }
-    await ceilings();
-    // A ceiling is the best that was seen: another process can only lower it.
-    const best = (name: string): number => Math.max(...asked.map((of) => Number(of[name])));
-    const found = {
-      fma: best('fma'),
-      fmaOneThread: best('fmaOneThread'),
-      bf16Dot: best('bf16Dot'),
-      copy: best('copy'),
-    };
-    return { rows, ceilings: found, about: asked[0] as { processor: string; variant: string } };
+    return { rows, ceilings: bestOf(seen), about: seen[0] };
   }
 
   async close(): Promise<void> {
@@ -141,9 +129,9 @@ export class Bench {
     return { inputs, weights };
   }
 
-  private async row(work: Work): Promise<Row> {
+  private async row(work: Work): Promise<Bare> {
     const { id, group, dtype, flops, bytes, targets } = work;
-    const row: Row = { id, group, dtype, flops, bytes, targets, outcomes: {} };
+    const row: Bare = { id, group, dtype, flops, bytes, targets, outcomes: {} };
     const files = await this.give(work);
     const players: Player[] = [];
     try {
@@ -268,9 +256,9 @@ export class Bench {
   }
 
   /** Milliseconds of an import in a new process, Node's or Python's own start left out. */
-  private async startup(work: Work): Promise<Row> {
+  private async startup(work: Work): Promise<Bare> {
     const { id, group, dtype, targets } = work;
-    const row: Row = { id, group, dtype, targets, outcomes: {} };
+    const row: Bare = { id, group, dtype, targets, outcomes: {} };
     const { commands } = this.options.crew;
     const node = (file: string): [string, string[]] => [
       process.execPath,

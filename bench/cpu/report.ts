@@ -7,9 +7,11 @@
  *     machine                      processor, vendor, cores, threads (of everything that was timed), memory, variant of ours
  *     versions                     of everything that ran
  *     missing                      peers that did not run and why, one sentence each
- *     ceilings                     operations per second of multiply-adds in registers and bytes per second of a large copy
- *     rows                         one per work: what it takes at least, and per implementation the milliseconds of every round
- *                                  (the median of the iterations in it), the error of its output, its peak resident memory
+ *     ceilings                     the best of the run: operations per second of multiply-adds in registers, bytes per second of a
+ *                                  large copy
+ *     rows                         one per work: what it takes at least, the ceilings just before and after it (the better of the two:
+ *                                  the clock changes within a run), and per implementation the milliseconds of every round (the
+ *                                  median of the iterations in it), the error of its output, its peak resident memory
  *
  * Within a round the implementations take turns, one at a time, so the rounds are pairs: a ratio is the median of the rounds' own.
  */
@@ -34,6 +36,15 @@ export interface Target {
   peers?: readonly string[];
 }
 
+/** What this machine does at most: operations and bytes per second. */
+export interface Ceilings {
+  /** Multiply-adds in registers, on all threads and on one; bf16 dot products (0: it has none); a large copy, read and written. */
+  fma: number;
+  fmaOneThread: number;
+  bf16Dot: number;
+  copy: number;
+}
+
 export interface Row {
   id: string;
   group: string;
@@ -42,6 +53,7 @@ export interface Row {
   flops?: number;
   bytes?: number;
   targets: readonly Target[];
+  ceilings: Ceilings;
   /** Ours is "diffit". */
   outcomes: Record<string, Outcome>;
 }
@@ -56,7 +68,7 @@ export interface CpuReport {
   machine: { processor: string; vendor: string; cores: number; threads: number; memory: number; variant: string };
   versions: Record<string, string>;
   missing: Record<string, string>;
-  ceilings: { fma: number; fmaOneThread: number; bf16Dot: number; copy: number };
+  ceilings: Ceilings;
   rows: Row[];
 }
 
@@ -66,6 +78,12 @@ export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/** A ceiling is the best that was seen: another process can only lower it. */
+export function bestOf(seen: readonly Ceilings[]): Ceilings {
+  const best = (name: keyof Ceilings): number => Math.max(...seen.map((of) => of[name]));
+  return { fma: best('fma'), fmaOneThread: best('fmaOneThread'), bf16Dot: best('bf16Dot'), copy: best('copy') };
 }
 
 export interface Ratio {
@@ -82,7 +100,7 @@ export function ratioOf(theirs: Outcome | undefined, own: Outcome | undefined): 
   return { median: median(ratios), low: Math.min(...ratios), high: Math.max(...ratios) };
 }
 
-/** A row's place under the ceilings. */
+/** A row's place under its ceilings. */
 export interface Share {
   gigaflops?: number;
   gigabytesPerSecond?: number;
@@ -92,7 +110,8 @@ export interface Share {
   binds?: 'arithmetic' | 'memory';
 }
 
-export function shareOf(row: Row, milliseconds: number, { fma, bf16Dot, copy }: CpuReport['ceilings']): Share {
+export function shareOf(row: Row, milliseconds: number): Share {
+  const { fma, bf16Dot, copy } = row.ceilings;
   const seconds = milliseconds / 1000;
   const peak = row.dtype === 'bf16' ? Math.max(fma, bf16Dot) : fma;
   const { flops, bytes } = row;
@@ -116,14 +135,14 @@ export interface Judgement {
 }
 
 /** Ratios are judged against the fastest of the peers that ran. */
-export function judge(row: Row, ceilings: CpuReport['ceilings']): Judgement[] {
+export function judge(row: Row): Judgement[] {
   const own = row.outcomes[ours];
   return row.targets.map((target): Judgement => {
     const { kind, bound, peers = [] } = target;
     if (!own || own.rounds.length === 0) return { target };
     if (kind === 'milliseconds') return reached(target, median(own.rounds), true);
     if (kind === 'peak') {
-      const { ofPeak } = shareOf(row, median(own.rounds), ceilings);
+      const { ofPeak } = shareOf(row, median(own.rounds));
       return ofPeak === undefined ? { target } : reached(target, ofPeak);
     }
     const found = peers.flatMap((peer) => {

@@ -4,7 +4,16 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { errorOf, type FileTensor, readTensors, writeTensors } from '../../bench/cpu/files.js';
-import { type CpuReport, judge, median, type Outcome, type Row, ratioOf, shareOf } from '../../bench/cpu/report.js';
+import {
+  bestOf,
+  type CpuReport,
+  judge,
+  median,
+  type Outcome,
+  type Row,
+  ratioOf,
+  shareOf,
+} from '../../bench/cpu/report.js';
 import { implementations, quickWorks, works } from '../../bench/cpu/work.js';
 import { cpuTables, repeatTable, reportsFor, rewriteTables, tablesIn, withTables } from '../../bench/tables.js';
 import { network } from '../../lib/bench/specs.js';
@@ -15,7 +24,15 @@ const ceilings = { fma: 1e12, fmaOneThread: 5e11, bf16Dot: 2e12, copy: 1e11 };
 const outcome = (...rounds: number[]): Outcome => ({ rounds });
 
 function row(change: Partial<Row>): Row {
-  return { id: 'sgemm/a', group: 'gemm', dtype: 'f32', targets: [], outcomes: { diffit: outcome(2) }, ...change };
+  return {
+    id: 'sgemm/a',
+    group: 'gemm',
+    dtype: 'f32',
+    targets: [],
+    ceilings,
+    outcomes: { diffit: outcome(2) },
+    ...change,
+  };
 }
 
 t.test('medians and ratios by round', async (t) => {
@@ -30,11 +47,17 @@ t.test('medians and ratios by round', async (t) => {
 
 t.test('shares of the ceilings', async (t) => {
   // 1 GFLOP in 2 ms is 500 GFLOP/s, half the peak; 1 MB in 2 ms 0.5 GB/s.
-  const share = shareOf(row({ flops: 1e9, bytes: 1e6 }), 2, ceilings);
+  const share = shareOf(row({ flops: 1e9, bytes: 1e6 }), 2);
   t.match(share, { gigaflops: 500, gigabytesPerSecond: 0.5, ofPeak: 0.5, ofCopy: 0.005, binds: 'arithmetic' });
-  t.match(shareOf(row({ flops: 1e6, bytes: 1e8 }), 2, ceilings), { ofCopy: 0.5, binds: 'memory' });
-  t.equal(shareOf(row({ flops: 1e9, dtype: 'bf16' }), 2, ceilings).ofPeak, 0.25, 'the faster of the two peaks');
-  t.match(shareOf(row({}), 2, ceilings), { gigaflops: undefined, ofPeak: undefined, binds: undefined });
+  t.match(shareOf(row({ flops: 1e6, bytes: 1e8 }), 2), { ofCopy: 0.5, binds: 'memory' });
+  t.equal(shareOf(row({ flops: 1e9, dtype: 'bf16' }), 2).ofPeak, 0.25, 'the faster of the two peaks');
+  t.equal(shareOf(row({ flops: 1e9, ceilings: { ...ceilings, fma: 2e12 } }), 2).ofPeak, 0.25, "the row's own peak");
+  t.same(bestOf([ceilings, { fma: 1, fmaOneThread: 9e11, bf16Dot: 0, copy: 2e11 }]), {
+    ...ceilings,
+    fmaOneThread: 9e11,
+    copy: 2e11,
+  });
+  t.match(shareOf(row({}), 2), { gigaflops: undefined, ofPeak: undefined, binds: undefined });
 });
 
 t.test('targets', async (t) => {
@@ -53,7 +76,7 @@ t.test('targets', async (t) => {
       { kind: 'milliseconds', bound: 1 },
     ],
   });
-  const found = judge(all, ceilings);
+  const found = judge(all);
   t.same(
     found.map(({ met, value, peer }) => [met, value, peer]),
     [
@@ -69,7 +92,7 @@ t.test('targets', async (t) => {
   );
   const failed = { ...all, outcomes: { ...all.outcomes, diffit: { rounds: [], failure: 'no' } } };
   t.ok(
-    judge(failed, ceilings).every(({ met }) => met === undefined),
+    judge(failed).every(({ met }) => met === undefined),
     'nothing is met by what did not run',
   );
 });
@@ -99,6 +122,7 @@ const report: CpuReport = {
     row({
       id: 'train/b/f32',
       group: 'train',
+      ceilings: { ...ceilings, fma: 8e11 },
       outcomes: { diffit: { rounds: [2], peakRss: 2 ** 20 }, 'torch eager': { rounds: [1], peakRss: 2 ** 22 } },
       targets: [{ kind: 'memory', bound: 0.5, peers: ['torch eager'] }],
     }),
@@ -109,6 +133,7 @@ t.test('tables', async (t) => {
   const text = cpuTables(report);
   t.match(text, 'A processor, 2 threads of everything, our variant avx2; 2026-01-02, commit abc; torch 2.13.');
   t.match(text, 'multiply-adds 1000 GFLOP/s (one thread 500), its bf16 dot product 2000; a large copy 100.0 GB/s');
+  t.match(text, 'just before and after it, 800 to 1000 GFLOP/s.');
   t.match(text, 'Not there: There is none.');
   // 1 GFLOP in 3 ms: 333 GFLOP/s, a third of the peak. Ratios 3 and 1.5.
   t.match(text, '| a | 3.00 | 333 | 33% | 6.00 (**2.25**, 1.50–3.00) | no | >= 2x torch | yes, 2.25 |');

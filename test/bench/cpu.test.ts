@@ -20,6 +20,7 @@ function check(t: Test, file: string, implementations: string[]): CpuReport {
   const report: CpuReport = JSON.parse(readFileSync(file, 'utf8'));
   t.match(report, { schema: 1, kind: 'cpu', quick: true, machine: { threads: Number, variant: String } });
   t.ok(report.ceilings.fma > 1e9 && report.ceilings.copy > 1e7);
+  t.ok(report.rows.every(({ ceilings }) => ceilings.fma > 1e9 && ceilings.fma <= report.ceilings.fma));
   for (const { id, outcomes } of report.rows) {
     t.same(
       Object.keys(outcomes),
