@@ -85,6 +85,11 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--micro-batch <n>', 'most images per forward pass; larger batches are accumulated', integer(1))
     .option('--lr <x>', 'peak learning rate', nonNegative)
     .option(
+      '--augment <p>',
+      "EDM's augmentation of an image-space model's data, with this probability of each transformation; 0: none",
+      nonNegative,
+    )
+    .option(
       '--precision <dtype>',
       "f32 or bf16: matrix products and activations (default: the recipe's; latent presets on a GPU: bf16)",
     )
