@@ -28,11 +28,15 @@ export async function imagenetSource(dir: string, split: Split | undefined, devk
   const folder = found ?? dir;
   const opened = await folderSource(folder);
   if (opened.classes.count > 0) return named(opened);
-  if (part === 'train') throw new DataError(`${folder} holds images without classes; expected a folder for each class.`);
+  if (part === 'train')
+    throw new DataError(`${folder} holds images without classes; expected a folder for each class.`);
   const { labels, where } = await validationLabels(dir, devkit);
   const { source } = opened;
   const label = (index: number): number => {
-    const name = source.name(index).replace(/^.*[\\/]/s, '').replace(/\.[^.]*$/, '');
+    const name = source
+      .name(index)
+      .replace(/^.*[\\/]/s, '')
+      .replace(/\.[^.]*$/, '');
     const known = labels.get(name);
     if (known === undefined) throw new DataError(`${where} has no class for ${quote(name)}.`);
     return known;
@@ -109,7 +113,8 @@ async function fromDevkit(folder: string): Promise<Validation> {
   const meta = join(data, 'meta.mat');
   const ids = new Map<number, string>();
   for (const { ILSVRC2012_ID: id, WNID: word } of readMatStructs(await read(meta), 'synsets', meta)) {
-    if (typeof id === 'number' && typeof word === 'string' && id >= 1 && id <= imagenetClasses.length) ids.set(id, word);
+    if (typeof id === 'number' && typeof word === 'string' && id >= 1 && id <= imagenetClasses.length)
+      ids.set(id, word);
   }
   if (ids.size !== imagenetClasses.length)
     throw new FileFormatError(`${meta} has ${ids.size} classes; expected ${imagenetClasses.length}.`, { path: meta });

@@ -68,7 +68,10 @@ export function labelledBy(
 }
 
 /** The bytes of a list. */
-export function encodeLabels(entries: Iterable<readonly [string, number]> | null, classNames?: readonly string[]): Uint8Array {
+export function encodeLabels(
+  entries: Iterable<readonly [string, number]> | null,
+  classNames?: readonly string[],
+): Uint8Array {
   const labels = entries && [...entries];
   return Buffer.from(`${JSON.stringify({ labels, ...(labels && classNames && { classNames }) })}\n`);
 }

@@ -58,7 +58,11 @@ export async function decodeImage(
   const { size, channels = 3, asStored = false } = options;
   const sharp = await loadSharp();
   try {
-    let pipeline = sharp(bytes, { failOn: 'truncated', limitInputPixels: maxPixels, ignoreIcc: asStored }).removeAlpha();
+    let pipeline = sharp(bytes, {
+      failOn: 'truncated',
+      limitInputPixels: maxPixels,
+      ignoreIcc: asStored,
+    }).removeAlpha();
     if (!asStored) pipeline = pipeline.autoOrient();
     if (size !== undefined)
       pipeline = pipeline.resize(size, size, { fit: 'cover', position: 'centre', kernel: 'lanczos3' });

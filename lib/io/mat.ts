@@ -77,7 +77,7 @@ function structsOf(parts: readonly Element[]): MatStruct[] {
   return Array.from({ length: values.length / fields.length }, (_, i) => {
     const struct: MatStruct = {};
     for (const [k, field] of fields.entries()) {
-      const value = valueOf(values[i * fields.length + k].data);
+      const value = contentOf(values[i * fields.length + k].data);
       if (value !== undefined) struct[field] = value;
     }
     return struct;
@@ -85,7 +85,7 @@ function structsOf(parts: readonly Element[]): MatStruct[] {
 }
 
 /** A text, or a single number; undefined for anything else. */
-function valueOf(matrix: Buffer): number | string | undefined {
+function contentOf(matrix: Buffer): number | string | undefined {
   const [flags, , , content] = elementsOf(matrix);
   if (!content) return undefined;
   const { type, data } = content;
