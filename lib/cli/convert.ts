@@ -39,7 +39,7 @@ export async function convert(path: string, options: ConvertCommandOptions, term
       }
       const seconds = (performance.now() - started) / 1000;
       const rate = seconds > 0 ? (done - before) / seconds : 0;
-      const left = rate > 0 ? `, ${duration((total - done) / rate)} left` : '';
+      const left = rate > 0 && !terminal.hasBar ? `, ${duration((total - done) / rate)} left` : '';
       progress?.update(done, `${rate.toFixed(0)} images/s${left}${skipped > 0 ? `, ${skipped} left out` : ''}`);
     };
     try {

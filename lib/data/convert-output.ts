@@ -156,6 +156,11 @@ class NpzOutput implements Output {
   }
 
   async restore({ bytes }: ConvertState): Promise<void> {
+    const { size } = await this.handle.stat();
+    if (size < bytes)
+      throw new FileFormatError(`${this.partial} ends after ${size} bytes; expected at least ${bytes}.`, {
+        path: this.partial,
+      });
     await this.handle.truncate(bytes);
     this.length = bytes;
   }

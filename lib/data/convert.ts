@@ -193,7 +193,7 @@ class Conversion {
       throw toFileError(error, output.partial, 'written');
     } finally {
       await this.pool.close();
-      if (!finished) await output.close().catch(() => undefined); // the first error is the one to tell
+      await output.close().catch(() => undefined); // the first error is the one to tell
     }
     return this.report(finished);
   }

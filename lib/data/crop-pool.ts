@@ -68,6 +68,8 @@ export class CropPool {
     const member: Member = { worker: new Worker(program, { eval: true, execArgv: [] }), waiting: [] };
     const { worker, waiting } = member;
     const fail = (error: Error): void => {
+      const place = this.members.indexOf(member);
+      if (place >= 0) this.members.splice(place, 1);
       for (const { reject } of waiting.splice(0)) reject(error);
     };
     worker.on('message', (image: Image) => {

@@ -1,7 +1,6 @@
 /** Tar archives, packed with gzip or not, read from front to end (POSIX ustar; long names of GNU tar and pax are passed over). */
 import { createReadStream } from 'node:fs';
 import { open } from 'node:fs/promises';
-import { Readable } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 import { DiffitError, FileFormatError } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
@@ -24,8 +23,9 @@ export async function* readTar(
   wanted: (name: string) => boolean,
   limit: number,
 ): AsyncGenerator<TarEntry> {
-  const reader = new ByteReader(await unpacked(path), path);
+  let reader: ByteReader | undefined;
   try {
+    reader = new ByteReader(await unpacked(path), path);
     for (;;) {
       const header = Buffer.from(await reader.read(block));
       if (header.every((byte) => byte === 0)) return;
@@ -43,7 +43,7 @@ export async function* readTar(
     if (known instanceof DiffitError) throw known;
     throw new FileFormatError(`${path} is no sound tar archive: ${messageOf(known)}.`, { path, cause: known });
   } finally {
-    await reader.close();
+    await reader?.close();
   }
 }
 
@@ -55,7 +55,7 @@ async function unpacked(path: string): Promise<AsyncIterable<Uint8Array>> {
   const gunzip = createGunzip();
   stream.on('error', (error) => gunzip.destroy(error));
   gunzip.on('close', () => stream.destroy());
-  return Readable.from(stream.pipe(gunzip), { objectMode: false });
+  return stream.pipe(gunzip);
 }
 
 function parseHeader(header: Buffer, reader: ByteReader): { name: string; size: number; type: string } {
