@@ -83,13 +83,12 @@ t.test('data convert: what it says, in words and as JSON; Ctrl-C', async (t) => 
   t.match(await diffit(...argv), { code: 1, err: /dog.1\.png is not an intact image/ });
   const { code, out: json } = await diffit(...argv, '--skip-broken');
   t.equal(code, 0);
-  t.match(JSON.parse(json), {
-    finished: true,
-    images: 11,
-    total: 12,
-    skipped: [{ index: 4 }],
-    classes: [{ count: 3 }],
-  });
+  const { classes, ...report } = JSON.parse(json);
+  t.match(report, { finished: true, images: 11, total: 12, skipped: [{ index: 4 }] });
+  t.same(
+    classes.map(({ count }: { count: number }) => count),
+    [3, 3, 5],
+  );
 });
 
 t.test('sample: grid, single images and npz show the same images', async (t) => {

@@ -226,11 +226,11 @@ t.test('CIFAR-10’s archive, MNIST, a zip, FFHQ', async (t) => {
   t.match(await convertDataset({ source: cifar, out }), { images: 1, imageShape: [32, 32, 3], total: 1 });
   const [before, after] = [await openDataset(cifar), await openDataset(out)];
   t.same(await after.get(0), await before.get(0));
-  t.match(after, { numClasses: 10, classNames: ['airplane'] });
+  t.same([after.numClasses, after.classNames], [10, before.classNames]);
   const again = fresh(t);
   await convertDataset({ source: out, out: again });
   const set = await openDataset(again);
-  t.match(set, { numClasses: 10, classNames: ['airplane'] });
+  t.same([set.numClasses, set.classNames], [10, before.classNames]);
   t.same(await set.get(0), await before.get(0), 'a zip of a zip');
   for (const opened of [set, after]) opened.close();
 
