@@ -364,7 +364,7 @@ t.test('wrong inputs', async (t) => {
   writeFileSync(`${out}.progress.json`, state);
   const partial = readFileSync(`${out}.partial`);
   for (const [what, bytes, message] of [
-    ['shorter', partial.subarray(0, 100), /partial ends after 100 bytes|partial is damaged/],
+    ['shorter', partial.subarray(0, 100), /partial ends after \d+ bytes/],
     ['another', Buffer.alloc(partial.length), /partial is damaged at byte 0/],
   ] as const) {
     writeFileSync(`${out}.partial`, bytes);
