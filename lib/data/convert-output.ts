@@ -17,7 +17,9 @@ import { encodeLabels, labelsFile } from './label-list.js';
 export interface Skipped {
   /** Its place in the source. */
   index: number;
+  /** Its path. */
   name: string;
+  /** The sentence it was refused with. */
   reason: string;
 }
 

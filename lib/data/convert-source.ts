@@ -11,8 +11,9 @@ import type { Split } from './mnist.js';
 import { openDataset } from './open.js';
 import { zipSource } from './zip.js';
 
-/** Kinds of sources: `images` are folders and zips. */
+/** {@link SourceKind} as a list. */
 export const sourceKinds = ['images', 'imagenet', 'ffhq', 'cifar10', 'mnist'] as const;
+/** What a conversion reads; 'images' are any folder or zip. */
 export type SourceKind = (typeof sourceKinds)[number];
 
 /** Pictures in order. */
