@@ -68,7 +68,7 @@ t.test('data', async (t) => {
   t.match(await diffit('data', data), { code: 1, err: /dog.1\.png is not an intact image/ });
 });
 
-t.test('data convert: what it says, in words and as JSON; Ctrl-C', async (t) => {
+t.test('data convert: what it says, in words and as JSON', async (t) => {
   const { data, folder } = await workplace(t);
   const out = join(folder, 'out.zip');
   const said = await diffit('data', 'convert', data, '--out', out, '--size', '4');
