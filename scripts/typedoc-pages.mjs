@@ -9,6 +9,7 @@ const groups = {
     'docs/getting-started',
     'docs/install',
     'docs/training',
+    'docs/datasets',
     'docs/latent',
     'docs/training-report',
     'examples/README',

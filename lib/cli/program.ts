@@ -96,6 +96,11 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--micro-batch <n>', 'most images per forward pass; larger batches are accumulated', integer(1))
     .option('--lr <x>', 'peak learning rate', nonNegative)
     .option(
+      '--augment <p>',
+      "EDM's augmentation of an image-space model's data, with this probability of each transformation; 0: none",
+      nonNegative,
+    )
+    .option(
       '--precision <dtype>',
       "f32 or bf16: matrix products and activations (default: the recipe's; latent presets on a GPU: bf16)",
     )
@@ -183,6 +188,51 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--num <n>', 'images in the grid', integer(1), 64)
     .option('--out <file>', 'PNG with the first images in a grid')
     .enablePositionalOptions();
+
+  command<import('./convert.js').ConvertCommandOptions>(
+    'convert',
+    'Convert a data set as it is handed out to squares in a zip or .npz; run again, it goes on where it stopped.',
+    async (options, terminal, path) => (await import('./convert.js')).convert(path, options, terminal),
+    data,
+  )
+    .argument('<path>', 'a folder or zip of images, ImageNet\'s folder, CIFAR-10\'s .tar.gz, IDX files, or "mnist"')
+    .requiredOption('--out <file>', "a .zip in EDM's form, or an .npz in guided-diffusion's")
+    .addOption(
+      new Option(
+        '--as <kind>',
+        "what it is: imagenet (256 px, ADM's crop), ffhq (64 px, no labels), cifar10, mnist, or any images",
+      ).choices(['images', 'imagenet', 'ffhq', 'cifar10', 'mnist']),
+    )
+    .option(
+      '--size <n>',
+      'side of the squares (default: as --as says; images without it must be of one size)',
+      integer(1),
+    )
+    .addOption(
+      new Option(
+        '--crop <how>',
+        "to squares: scale (whatever the proportions), center (EDM's center-crop), or adm (guided-diffusion's; ImageNet)",
+      ).choices(['scale', 'center', 'adm']),
+    )
+    .addOption(
+      new Option('--filter <name>', "Pillow's filter that scale and center use")
+        .choices(['lanczos', 'bicubic', 'box'])
+        .default('lanczos'),
+    )
+    .addOption(
+      new Option('--split <name>', 'of CIFAR-10, MNIST, ImageNet (test: its validation set)').choices([
+        'train',
+        'test',
+      ]),
+    )
+    .option('--devkit <dir>', "ILSVRC2012_devkit_t12: the classes of ImageNet's validation set")
+    .option('--no-labels', 'leave the labels out')
+    .option(
+      '--skip-broken',
+      'leave out images that do not decode, and name them at the end (default: stop at the first)',
+    )
+    .option('--compression <n>', 'of PNG files, 0 to 9; 0 is the fastest to read', integer(0), 0)
+    .option('--threads <n>', 'worker threads that crop (default: one per processor)', integer(1));
 
   command<import('./encode.js').EncodeOptions>(
     'encode',

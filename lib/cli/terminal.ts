@@ -24,6 +24,11 @@ export class Terminal {
     return !this.json && this.streams.stdout.isTTY === true;
   }
 
+  /** Whether progress is a bar, which says itself how long it takes. */
+  get hasBar(): boolean {
+    return !this.json && this.streams.stderr.isTTY === true;
+  }
+
   /** A line of the result, for people; dropped with --json. */
   print(line: string): void {
     if (!this.json) this.streams.stdout.write(`${line}\n`);

@@ -25,6 +25,7 @@ export interface TrainOptions {
   batch?: number;
   microBatch?: number;
   lr?: number;
+  augment?: number;
   precision?: 'f32' | 'bf16';
   seed: number;
   device: string;
@@ -109,11 +110,15 @@ export async function train(options: TrainOptions, terminal: Terminal): Promise<
 }
 
 /** The recipe of --preset or --recipe, with the options that replace parts of it. */
-async function recipeOf({ preset, recipe, data, batch, microBatch, lr, precision }: TrainOptions): Promise<Recipe> {
+async function recipeOf(options: TrainOptions): Promise<Recipe> {
+  const { preset, recipe, data, batch, microBatch, lr, precision, augment: p } = options;
   if (preset !== undefined && recipe !== undefined) throw new OptionError('Give --preset or --recipe, not both.');
   if (preset === undefined && recipe === undefined) throw new OptionError('Give --preset NAME or --recipe FILE.');
   const base: Recipe = recipe === undefined ? { preset } : await readRecipe(recipe);
-  const given = Object.entries({ batch, microBatch, lr, precision }).filter(([, value]) => value !== undefined);
+  const augment = p === undefined ? undefined : { ...(base.training?.augment as object | undefined), p };
+  const given = Object.entries({ batch, microBatch, lr, precision, augment }).filter(
+    ([, value]) => value !== undefined,
+  );
   return { ...base, ...(data !== undefined && { data }), training: { ...base.training, ...Object.fromEntries(given) } };
 }
 

@@ -35,6 +35,12 @@ export interface EncodedSource {
   close?(): void;
 }
 
+/** Encoded images and their classes: 0, and no names, for an unlabelled set. */
+export interface LabelledSource {
+  source: EncodedSource;
+  classes: { count: number; names?: readonly string[] };
+}
+
 const extensions = /\.(png|jpe?g|webp|gif|tiff?|avif)$/i;
 
 /** Is this the name of an image file? Hidden files are not. */

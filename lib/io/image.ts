@@ -46,14 +46,24 @@ const decodeSchema = schema((z, is) =>
 );
 
 /**
- * Decodes an image file held in memory (PNG, JPEG, WebP, GIF, TIFF, AVIF), upright as its EXIF data say, to 8 bits.
+ * Decodes an image file held in memory (PNG, JPEG, WebP, GIF, TIFF, AVIF), upright as its EXIF data say, to 8 bits. `asStored`: the pixels as
+ * the file has them, neither turned nor brought from its colour profile to sRGB; Pillow reads images so.
  * Throws FileFormatError, naming `label`, when the bytes are no intact image.
  */
-export async function decodeImage(bytes: Uint8Array, label: string, options: DecodeOptions = {}): Promise<Image> {
-  const { size, channels = 3 } = options;
+export async function decodeImage(
+  bytes: Uint8Array,
+  label: string,
+  options: DecodeOptions & { asStored?: boolean } = {},
+): Promise<Image> {
+  const { size, channels = 3, asStored = false } = options;
   const sharp = await loadSharp();
   try {
-    let pipeline = sharp(bytes, { failOn: 'truncated', limitInputPixels: maxPixels }).autoOrient().removeAlpha();
+    let pipeline = sharp(bytes, {
+      failOn: 'truncated',
+      limitInputPixels: maxPixels,
+      ignoreIcc: asStored,
+    }).removeAlpha();
+    if (!asStored) pipeline = pipeline.autoOrient();
     if (size !== undefined)
       pipeline = pipeline.resize(size, size, { fit: 'cover', position: 'centre', kernel: 'lanczos3' });
     pipeline = pipeline.toColourspace(channels === 1 ? 'b-w' : 'srgb');
@@ -80,8 +90,11 @@ export async function loadImage(path: string, options: DecodeOptions = {}): Prom
   return decodeImage(bytes, path, settings);
 }
 
-/** The bytes of a PNG file. Throws ShapeError when the data do not fit the size, OptionError when the package sharp does not load. */
-export async function encodePng({ data, width, height, channels }: Image): Promise<Uint8Array> {
+/**
+ * The bytes of a PNG file; `compression` from 0 to 9 as of zlib. Throws ShapeError when the data do not fit the size, OptionError when the package
+ * sharp does not load.
+ */
+export async function encodePng({ data, width, height, channels }: Image, compression = 6): Promise<Uint8Array> {
   const sane =
     Number.isInteger(width) && width > 0 && Number.isInteger(height) && height > 0 && [1, 3, 4].includes(channels);
   if (!sane || data.length !== width * height * channels) {
@@ -91,7 +104,7 @@ export async function encodePng({ data, width, height, channels }: Image): Promi
   }
   const sharp = await loadSharp();
   return sharp(data, { raw: { width, height, channels: channels as 1 | 3 | 4 } })
-    .png()
+    .png({ compressionLevel: compression })
     .toBuffer();
 }
 

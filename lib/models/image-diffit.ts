@@ -5,19 +5,19 @@
  *       -> upsample x2 + conv, concatenate the skip of that resolution, L ResBlocks ... -> GroupNorm, SiLU, conv3x3
  *
  * Images are NCHW at the border and NHWC inside. State-dict names: time_embed, label_embed, tokenizer,
- * encoder.I.{blocks.J,down}, decoder.I.{up,blocks.J}, head.{norm,conv}.
+ * augment_embed, encoder.I.{blocks.J,down}, decoder.I.{up,blocks.J}, head.{norm,conv}.
  */
 import { OptionError, ShapeError } from '../errors.js';
 import { type Conditioning, TransformerBlock } from '../nn/block.js';
 import { LabelEmbed, TimeEmbed } from '../nn/embed.js';
-import { Conv2d, GroupNorm } from '../nn/layers.js';
+import { Conv2d, GroupNorm, Linear } from '../nn/layers.js';
 import { Module, ModuleList } from '../nn/module.js';
 import { checkShapeOf } from '../ops/check.js';
 import { add } from '../ops/elementwise.js';
 import { concat, permute, upsample2x } from '../ops/index.js';
 import { widened } from '../ops/precision.js';
 import { type Fields, parseOptions, schema } from '../options.js';
-import { scope } from '../scope.js';
+import { autocast, scope } from '../scope.js';
 import { format } from '../shape.js';
 import type { Tensor } from '../tensor.js';
 
@@ -46,6 +46,8 @@ export interface ImageDiffiTConfig {
    * guidance. Default 0.
    */
   classDropoutProb?: number;
+  /** Augmentation labels that the network can be told about, 9 of diffusion.Augmenter; 0, the default: it takes none. */
+  augmentDim?: number;
   /** Dropout in the MLPs, while training, from 0 to below 1. Default 0. */
   dropout?: number;
   /** Attention has one head per this many channels. Default 64. */
@@ -73,6 +75,7 @@ const configSchema = schema((z, is) => {
     timeDim: is.count.default(512),
     numClasses: is.natural.default(0),
     classDropoutProb: z.number().min(0).lt(1).default(0),
+    augmentDim: is.natural.optional(),
     dropout: z.number().min(0).lt(1).default(0),
     channelsPerHead: is.count.default(64),
     normGroups: is.count.optional(),
@@ -82,9 +85,9 @@ const configSchema = schema((z, is) => {
   } satisfies Fields<ImageDiffiTConfig>);
 });
 
-/** The options of an {@link ImageDiffiT} with their defaults; outChannels and normGroups stay absent where they were not given. */
-export type ResolvedImageDiffiTConfig = Required<Omit<ImageDiffiTConfig, 'outChannels' | 'normGroups'>> &
-  Pick<ImageDiffiTConfig, 'outChannels' | 'normGroups'>;
+/** The options of an {@link ImageDiffiT} with their defaults; what has none stays absent where it was not given. */
+export type ResolvedImageDiffiTConfig = Required<Omit<ImageDiffiTConfig, 'outChannels' | 'normGroups' | 'augmentDim'>> &
+  Pick<ImageDiffiTConfig, 'outChannels' | 'normGroups' | 'augmentDim'>;
 type Config = ResolvedImageDiffiTConfig;
 type BlockConfig = Pick<Config, 'timeDim' | 'dropout' | 'channelsPerHead' | 'normGroups' | 'mlpRatio' | 'conditioning'>;
 
@@ -154,6 +157,7 @@ export class ImageDiffiT extends Module {
   readonly config: Readonly<ResolvedImageDiffiTConfig>;
   private readonly timeEmbed: TimeEmbed;
   private readonly labelEmbed?: LabelEmbed;
+  private readonly augmentEmbed?: Linear;
   private readonly tokenizer: Conv2d;
   private readonly encoder: ModuleList<EncoderStage>;
   private readonly decoder: ModuleList<DecoderStage>;
@@ -184,6 +188,10 @@ export class ImageDiffiT extends Module {
       const labels = { numClasses, dim: timeDim, dropout: classDropoutProb, std: 1 };
       this.labelEmbed = this.child('label_embed', new LabelEmbed(labels));
     }
+    if (config.augmentDim) {
+      // Added to the frequencies, as EDM does; without a bias, so that no augmentation adds nothing.
+      this.augmentEmbed = this.child('augment_embed', new Linear(config.augmentDim, baseChannels, { bias: false }));
+    }
     this.tokenizer = this.child('tokenizer', new Conv2d(inChannels, channels[0]));
     const encoder = channels.map((width, i) => {
       const down = i < stages - 1 ? new Conv2d(width, width, { stride: 2 }) : undefined;
@@ -209,12 +217,13 @@ export class ImageDiffiT extends Module {
 
   /**
    * F(x; c_noise): x [B, C, S, S] (already scaled by c_in), cNoise [B], labels i64 [B] when the model has classes
-   * -> [B, outChannels, S, S], f32 under any autocast. A label out of range rejects the next awaited read.
+   * -> [B, outChannels, S, S], f32 under any autocast. A label out of range rejects the next awaited read. augment [B, augmentDim]: what
+   * diffusion.Augmenter did to x; left out, nothing.
    *
-   * @throws {ShapeError} x, cNoise or labels of another shape.
-   * @throws {OptionError} Labels missing, or given to an unconditional model.
+   * @throws {ShapeError} x, cNoise, labels or augment of another shape.
+   * @throws {OptionError} Labels missing, or given to an unconditional model; augmentation labels given to a model without augmentDim.
    */
-  forward(x: Tensor, cNoise: Tensor, labels?: Tensor): Tensor {
+  forward(x: Tensor, cNoise: Tensor, labels?: Tensor, augment?: Tensor): Tensor {
     const { inChannels, imgResolution: side, numClasses } = this.config;
     const expected = [x.shape[0], inChannels, side, side];
     if (x.ndim !== 4 || x.shape.some((n, i) => n !== expected[i])) {
@@ -229,8 +238,12 @@ export class ImageDiffiT extends Module {
     }
     checkShapeOf('ImageDiffiT', 'cNoise', cNoise, [x.shape[0]]);
     checkShapeOf('ImageDiffiT', 'labels', labels, [x.shape[0]]);
+    if (augment && !this.augmentEmbed)
+      throw new OptionError('ImageDiffiT: augmentation labels given to a model without augmentDim.');
+    checkShapeOf('ImageDiffiT', 'augment', augment, [x.shape[0], this.config.augmentDim ?? 0]);
     return scope(() => {
-      const embedded = this.timeEmbed.forward(cNoise);
+      const told = augment && autocast('f32', () => this.augmentEmbed?.forward(augment));
+      const embedded = this.timeEmbed.forward(cNoise, told);
       const time = this.labelEmbed && labels ? add(embedded, this.labelEmbed.forward(labels)) : embedded;
       let h = this.tokenizer.forward(permute(x, [0, 2, 3, 1]));
       const skips: Tensor[] = [];

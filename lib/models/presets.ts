@@ -27,6 +27,8 @@ export interface TrainingSettings {
   emaRampUp?: number;
   /** Random horizontal flips; of latents, where the mirrored images were encoded too. */
   flip: boolean;
+  /** EDM's augmentation: probability of each transformation; see diffusion.Augmenter. Default: none. */
+  augment?: { p: number };
   /** Mean of ln(sigma) in training (EDM's P_mean). Default -1.2. */
   pMean?: number;
   /** Standard deviation of ln(sigma) in training (EDM's P_std). Default 1.2. */
@@ -102,7 +104,8 @@ const imagePresets = {
       lrRampImages: 10_000_000,
       emaHalfLifeImages: 500_000,
       emaRampUp: 0.05,
-      flip: true,
+      flip: false, // the augmentation does, and tells the network
+      augment: { p: 0.12 },
     },
     sampler: { kind: 'edm', steps: 18 },
   },
@@ -125,7 +128,8 @@ const imagePresets = {
       lrRampImages: 10_000_000,
       emaHalfLifeImages: 500_000,
       emaRampUp: 0.05,
-      flip: true,
+      flip: false,
+      augment: { p: 0.15 },
     },
     sampler: { kind: 'edm', steps: 40 },
   },

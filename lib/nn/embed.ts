@@ -1,5 +1,5 @@
 /** What the time token is made of: frequencies of a noise level through a two-layer SiLU MLP, and a vector per class. */
-import { affine, cast, cos, less, mul, sin, where } from '../ops/elementwise.js';
+import { add, affine, cast, cos, less, mul, sin, where } from '../ops/elementwise.js';
 import { concat, reshape } from '../ops/index.js';
 import { rand } from '../ops/random.js';
 import { type Fields, parseOptions, schema } from '../options.js';
@@ -61,14 +61,18 @@ export class TimeEmbed extends Module {
     this.fc2 = this.child('mlp.2', new Linear(timeDim, timeDim, { std }));
   }
 
-  /** level [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies. In f32 under any autocast: it is little work. */
-  forward(level: Tensor): Tensor {
+  /**
+   * level [B] f32 -> [B, timeDim]; features are [cos, sin] of the scaled frequencies, plus `further` [B, channels] if there are any. In f32 under
+   * any autocast: it is little work.
+   */
+  forward(level: Tensor, further?: Tensor): Tensor {
     return scope(() => {
       const features = noGrad(() => {
         const angles = affine(mul(reshape(level, [level.size, 1]), this.freqs), this.angle, 0);
         return concat([cos(angles), sin(angles)], 1);
       });
-      return autocast('f32', () => this.fc2.forward(this.fc1.forward(features, { activation: 'silu' })));
+      const all = further ? add(features, further) : features;
+      return autocast('f32', () => this.fc2.forward(this.fc1.forward(all, { activation: 'silu' })));
     });
   }
 

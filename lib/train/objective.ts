@@ -1,7 +1,14 @@
 /** What a training step minimises: a function from model, batch and random key to a scalar loss. */
 import type { Batch, LatentBatch } from '../data/index.js';
 import { type DeviceName, defaultDevice } from '../device.js';
-import { type EdmNetwork, edmLoss, type GaussianDiffusion, type GaussianNetwork } from '../diffusion/index.js';
+import {
+  Augmenter,
+  type AugmentOptions,
+  type EdmNetwork,
+  edmLoss,
+  type GaussianDiffusion,
+  type GaussianNetwork,
+} from '../diffusion/index.js';
 import type { Module } from '../nn/index.js';
 import { add, affine, cast, mul } from '../ops/elementwise.js';
 import { permute } from '../ops/index.js';
@@ -77,28 +84,39 @@ export interface EdmObjectiveOptions {
   pStd?: number;
   /** Standard deviation of the training data. Default 0.5. */
   sigmaData?: number;
+  /** EDM's augmentation; the network has to take its labels (augmentDim 9). Default: none. */
+  augment?: AugmentOptions;
 }
 
-const edmSchema = schema((z) =>
+const edmSchema = schema((z, is) =>
   z.strictObject({
     pMean: z.number().optional(),
     pStd: z.number().positive().optional(),
     sigmaData: z.number().positive().optional(),
+    augment: is.value<AugmentOptions>((x) => typeof x === 'object' && x !== null, 'options of an Augmenter').optional(),
   } satisfies Fields<EdmObjectiveOptions>),
 );
 
+/** Streams of a step, from its first one: noise levels, noise, augmentation (the host's). */
+const [sigmaStream, edmNoiseStream, augmentStream] = [0, 1, 2];
+
 /** EDM's denoising loss (Karras et al. 2022, Table 1). Throws OptionError for an option that is unknown or out of range. */
 export function edmObjective(options: EdmObjectiveOptions = {}): Objective<EdmModel> {
-  const settings = parseOptions(edmSchema, options, 'edmObjective');
-  return (model, { images, labels }, { seed, stream, firstSample }) => {
-    const { device } = images;
-    return edmLoss(model, images, {
-      ...settings,
-      rndNormal: randn([images.shape[0]], { seed, stream, firstSample, device }),
-      noise: randn(images.shape, { seed, stream: stream + 1, firstSample, device }),
-      labels: model.config.numClasses > 0 ? labels : undefined,
-    }).loss;
-  };
+  const { augment, ...settings } = parseOptions(edmSchema, options, 'edmObjective');
+  const augmenter = augment && new Augmenter(augment);
+  return (model, { images: given, labels }, { seed, stream, firstSample }) =>
+    scope(() => {
+      const { device } = given;
+      const augmented = augmenter?.augment(given, { seed, stream: stream + augmentStream, firstSample });
+      const images = augmented?.images ?? given;
+      return edmLoss(model, images, {
+        ...settings,
+        rndNormal: randn([images.shape[0]], { seed, stream: stream + sigmaStream, firstSample, device }),
+        noise: randn(images.shape, { seed, stream: stream + edmNoiseStream, firstSample, device }),
+        labels: model.config.numClasses > 0 ? labels : undefined,
+        augment: augmented?.labels,
+      }).loss;
+    });
 }
 
 /** A network that Gaussian diffusion can train, with MDT's masked pass when it was made with a maskRatio. */

@@ -9,6 +9,8 @@ import { existsSync, readdirSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type DeviceName, defaultDevice } from '../device.js';
+import { parseAugment } from '../diffusion/augment.js';
+import { type AugmentOptions, augmentLabels } from '../diffusion/augment-draw.js';
 import { FileFormatError, OptionError, unknownName } from '../errors.js';
 import { messageOf, toFileError } from '../io/files.js';
 import { preset } from '../models/index.js';
@@ -38,6 +40,11 @@ export interface PlannedTraining {
   emaRampUp?: number;
   /** Random horizontal flips. Default false. */
   flip: boolean;
+  /**
+   * EDM, image-space models: augmentation whose labels the network is told (diffusion.Augmenter), which has to be made with augmentDim 9, as a
+   * plan does by itself. p = 0: none. Default: none.
+   */
+  augment?: AugmentOptions;
   /** AdamW's, decoupled, at least 0. Default 0. */
   weightDecay: number;
   /** EDM, image-space models: mean of ln(sigma). Default -1.2. */
@@ -69,6 +76,7 @@ const trainingSchema = schema((z, is) =>
     emaDecay: is.share.optional(),
     emaRampUp: z.number().positive().optional(),
     flip: z.boolean().default(false),
+    augment: is.value<AugmentOptions>((x) => typeof x === 'object' && x !== null, 'options of an Augmenter').optional(),
     weightDecay: is.atLeastZero.default(0),
     pMean: z.number().default(-1.2),
     pStd: z.number().positive().default(1.2),
@@ -206,13 +214,22 @@ export function planTraining(recipe: Recipe, options: PlanOptions = {}): Trainin
   const given = Object.fromEntries(Object.entries(training ?? {}).filter(([, value]) => value !== undefined));
   // Processors multiply in f32 whatever the operands are stored in.
   const precision = device.startsWith('cuda') ? base?.training.precision : undefined;
+  const { augment, ...settings } = parseOptions(
+    trainingSchema,
+    { ...base?.training, precision, ...given },
+    'Recipe, training',
+  );
+  const planned = augment && parseAugment(augment, 'Recipe, training, augment');
+  const augments = planned !== undefined && planned.p > 0;
+  if (augments && (kind ?? base?.kind ?? 'ImageDiffiT') !== 'ImageDiffiT')
+    throw new OptionError('Recipe, training: augment is for image-space models; encode latents with --flip instead.');
   const defaults = { kind: kind === undefined || kind === 'ImageDiffiT' ? 'edm' : 'ddpm' };
   return {
     ...(name === undefined ? {} : { preset: name }),
     kind: kind ?? base?.kind ?? 'ImageDiffiT',
-    model: { ...base?.model, ...model },
+    model: { ...base?.model, ...(augments && { augmentDim: augmentLabels }), ...model },
     data: data ?? base?.dataset,
-    training: parseOptions(trainingSchema, { ...base?.training, precision, ...given }, 'Recipe, training'),
+    training: { ...settings, ...(augments && { augment: planned }) },
     sampler: parseSampler({ ...(base?.sampler ?? defaults), ...sampler }, 'Recipe, sampler'),
     ...(evaluation && { evaluation }),
   };

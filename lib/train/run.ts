@@ -339,9 +339,9 @@ function makeModels({ kind, model, training }: TrainingPlan, seed: number): [Dif
 /** EDM's loss for image-space models, Gaussian diffusion's for latent ones. */
 function objectiveOf(
   model: DiffusionModel,
-  { pMean, pStd, weighting }: TrainingPlan['training'],
+  { pMean, pStd, augment, weighting }: TrainingPlan['training'],
 ): Objective<DiffusionModel> {
-  if (model instanceof ImageDiffiT) return edmObjective({ pMean, pStd }) as Objective<DiffusionModel>;
+  if (model instanceof ImageDiffiT) return edmObjective({ pMean, pStd, augment }) as Objective<DiffusionModel>;
   const ddpm = new GaussianDiffusion({ learnSigma: model.config.learnSigma, weighting });
   return latentObjective(gaussianObjective(ddpm) as Objective<DiffusionModel>);
 }

@@ -68,6 +68,29 @@ t.test('data', async (t) => {
   t.match(await diffit('data', data), { code: 1, err: /dog.1\.png is not an intact image/ });
 });
 
+t.test('data convert: what it says, in words and as JSON', async (t) => {
+  const { data, folder } = await workplace(t);
+  const out = join(folder, 'out.zip');
+  const said = await diffit('data', 'convert', data, '--out', out, '--size', '4');
+  t.match(said, { code: 0, out: /out\.zip: 12 images of 4 x 4 x 3 in [\d.]+ s\n {2}mean .* std .*\n {2}0 cat: 3\n/ });
+  t.match(await diffit('data', out), { code: 0, out: /12 images of 4 x 4 x 3, 3 classes\n {2}0 cat: 3\n/ });
+  t.match(await diffit('data', 'convert', data, '--out', out), { code: 1, err: /is there already/ });
+  t.match(await diffit('data', 'convert', data, '--out', 'x.tar'), { code: 2, err: /ends in \.zip or \.npz/ });
+  t.match(await diffit('data', 'convert', data, '--out', out, '--crop', 'top'), { code: 2, err: /--crop/ });
+  writeFileSync(join(data, 'dog', '1.png'), 'no image');
+  const npz = join(folder, 'out.npz');
+  const argv = ['data', 'convert', data, '--out', npz, '--size', '4', '--json'];
+  t.match(await diffit(...argv), { code: 1, err: /dog.1\.png is not an intact image/ });
+  const { code, out: json } = await diffit(...argv, '--skip-broken');
+  t.equal(code, 0);
+  const { classes, ...report } = JSON.parse(json);
+  t.match(report, { finished: true, images: 11, total: 12, skipped: [{ index: 4 }] });
+  t.same(
+    classes.map(({ count }: { count: number }) => count),
+    [3, 3, 5],
+  );
+});
+
 t.test('sample: grid, single images and npz show the same images', async (t) => {
   const { folder, model } = await workplace(t);
   const [out, outDir, npz] = [join(folder, 'new', 'grid.png'), join(folder, 'single'), join(folder, 'batch.npz')];

@@ -5,7 +5,8 @@
 import '../../lib/autograd.js';
 import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import type { Test } from 'tap';
 import { run } from '../../lib/cli/program.js';
 import { saveImage, saveSafetensors } from '../../lib/io/index.js';
@@ -13,6 +14,7 @@ import { AutoencoderKL, LatentDiffiT, type ModelKind } from '../../lib/models/in
 import { manualSeed } from '../../lib/ops/random.js';
 import { HostRandom } from '../../lib/random.js';
 import { saveAutoencoder } from '../../lib/train/index.js';
+import { tar } from '../data/archives.js';
 import { root } from './markdown.js';
 
 /** The networks that stand in for large ones, by kind. */
@@ -44,6 +46,7 @@ async function make(): Promise<string> {
       await saveImage(join(folder, 'photos', name, `${k}.png`), { data, width: 32, height: 32, channels: 3 });
     }
   }
+  await otherSets(folder);
   manualSeed(2);
   using vae = new AutoencoderKL({ blockOutChannels: [8, 8, 8, 8], layersPerBlock: 1, normNumGroups: 4 });
   await saveAutoencoder(join(folder, 'sd-vae-ft-ema'), vae);
@@ -57,6 +60,24 @@ async function make(): Promise<string> {
   cpSync(join(root, 'weights'), join(folder, 'node_modules/diffit/weights'), { recursive: true });
   for (const name of ['a', 'b', 'c']) await finishedRun(join(folder, 'runs', name));
   return folder;
+}
+
+/** CIFAR-10's archive with two images, FFHQ with two, ImageNet with two classes. */
+async function otherSets(folder: string): Promise<void> {
+  const record = (label: number): Uint8Array =>
+    Uint8Array.from({ length: 3073 }, (_, i) => (i === 0 ? label : i % 251));
+  const batch = Buffer.concat([record(3), record(5)]);
+  writeFileSync(join(folder, 'cifar-10-python.tar.gz'), gzipSync(tar({ 'data_batch_1.bin': batch })));
+  const data = Uint8Array.from({ length: 128 * 128 * 3 }, (_, i) => (i * 7) % 256);
+  for (const path of [
+    'ffhq/00000/00000.png',
+    'ffhq/01000/01000.png',
+    'imagenet/n01440764/1.png',
+    'imagenet/n01443537/1.png',
+  ]) {
+    mkdirSync(dirname(join(folder, path)), { recursive: true });
+    await saveImage(join(folder, path), { data, width: 128, height: 128, channels: 3 });
+  }
 }
 
 /** A run of two steps, with its checkpoint, log and model. */

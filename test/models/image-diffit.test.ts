@@ -22,7 +22,7 @@ import {
 } from '../helpers.js';
 import { checkGradients } from '../nn/check.js';
 
-for (const variant of ['tmsa', 'labels', 'fourier', 'adaln', 'bias_only', 'mlp_only']) {
+for (const variant of ['tmsa', 'labels', 'fourier', 'adaln', 'bias_only', 'mlp_only', 'augment']) {
   t.test(`${variant}: forward and every gradient equal the twin`, (t) =>
     forEachDevice(t, (t, device) => {
       setDefaultDevice(device);
@@ -33,7 +33,8 @@ for (const variant of ['tmsa', 'labels', 'fourier', 'adaln', 'bias_only', 'mlp_o
         const x = toTensor(fixture.tensor('in.x'), { requiresGrad: true });
         const cNoise = toTensor(fixture.tensor('in.c_noise'));
         const labels = fixture.has('in.labels') ? toTensor(fixture.tensor('in.labels')) : undefined;
-        const y = model.forward(x, cNoise, labels);
+        const augment = fixture.has('in.augment') ? toTensor(fixture.tensor('in.augment')) : undefined;
+        const y = model.forward(x, cNoise, labels, augment);
         t.strictSame(y.shape, fixture.tensor('out').shape);
         assertClose(t, (await y.data()) as Float32Array, fixture.f32('out'), 5e-6, 'out');
         y.backward(toTensor(fixture.tensor('in.dout')));
@@ -56,6 +57,33 @@ const small: ImageDiffiTConfig = {
   windowSize: 4,
   timeDim: 16,
 };
+
+t.test('augmentation labels of zero are none, and a model without augmentDim takes none', async (t) => {
+  await withoutLeaks(t, 'cpu', () =>
+    noGrad(async () => {
+      const model = new ImageDiffiT({ ...small, augmentDim: 9 });
+      model.loadStateDict(
+        { 'head.conv.weight': tensor(numbers(1, 3 * 9 * 8), { shape: [3, 8, 3, 3] }) },
+        { strict: false },
+      );
+      const [x, level] = [tensor(numbers(2, 2 * 192), { shape: [2, 3, 8, 8] }), zeros([2])];
+      const without = await model.forward(x, level).data();
+      t.same(await model.forward(x, level, undefined, zeros([2, 9])).data(), without);
+      const told = tensor(numbers(3, 18), { shape: [2, 9] });
+      t.notSame(await model.forward(x, level, undefined, told).data(), without);
+      await assertFails(
+        t,
+        () => model.forward(x, level, undefined, zeros([2, 8])),
+        'ShapeError',
+        /augment is \[2, 8\]/,
+      );
+      const plain = new ImageDiffiT(small);
+      await assertFails(t, () => plain.forward(x, level, undefined, told), 'OptionError', /without augmentDim/);
+      model.dispose();
+      plain.dispose();
+    }),
+  );
+});
 
 t.test('options are checked, by name', async (t) => {
   const bad: [Record<string, unknown>, RegExp][] = [

@@ -33,10 +33,10 @@ class TimeEmbedding(nn.Module):
         self.kind = kind
         self.mlp = nn.Sequential(nn.Linear(channels, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
 
-    def forward(self, c_noise):
+    def forward(self, c_noise, further=0):
         freqs = 2 * math.pi * self.freqs if self.kind == 'fourier' else self.positional.to(c_noise.dtype)
         arg = c_noise[:, None] * freqs
-        return self.mlp(torch.cat([arg.cos(), arg.sin()], 1))
+        return self.mlp(torch.cat([arg.cos(), arg.sin()], 1) + further)
 
 
 class Attention(nn.Module):
@@ -107,7 +107,7 @@ class ImageDiffiT(nn.Module):
 
     def __init__(self, imgResolution, inChannels, baseChannels, channelMult, numBlocks, windowSize, outChannels=None,
                  timeDim=512, numClasses=0, channelsPerHead=64, normGroups=None, mlpRatio=4, timeEmbedding='positional',
-                 conditioning='tmsa'):
+                 conditioning='tmsa', augmentDim=0):
         super().__init__()
         stages = len(channelMult)
         widths = [baseChannels * m for m in channelMult]
@@ -123,6 +123,7 @@ class ImageDiffiT(nn.Module):
 
         self.time_embed = TimeEmbedding(baseChannels, timeDim, timeEmbedding)
         self.label_embed = nn.Embedding(numClasses, timeDim) if numClasses else None
+        self.augment_embed = nn.Linear(augmentDim, baseChannels, bias=False) if augmentDim else None
         self.tokenizer = nn.Conv2d(inChannels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList()
         for i in range(stages):
@@ -136,12 +137,12 @@ class ImageDiffiT(nn.Module):
         self.head = nn.ModuleDict({'norm': group_norm(widths[0], normGroups),
                                    'conv': nn.Conv2d(widths[0], outChannels or inChannels, 3, padding=1)})
 
-    def token(self, c_noise, labels=None):
-        token = self.time_embed(c_noise)
+    def token(self, c_noise, labels=None, augment=None):
+        token = self.time_embed(c_noise, 0 if augment is None else self.augment_embed(augment))
         return token if self.label_embed is None else token + self.label_embed(labels)
 
-    def forward(self, x, c_noise, labels=None):
-        token = self.token(c_noise, labels)
+    def forward(self, x, c_noise, labels=None, augment=None):
+        token = self.token(c_noise, labels, augment)
         h, skips = self.tokenizer(x), []
         for stage in self.encoder:
             for block in stage['blocks']:

@@ -1,6 +1,6 @@
 """Makes test/fixtures/image_diffit_<variant>.safetensors and train_image20.safetensors.
 
-A variant holds sd.<parameter>, in.x, in.c_noise, in.labels (class-conditional), in.dout, act.token (time token), out,
+A variant holds sd.<parameter>, in.x, in.c_noise, in.labels (class-conditional), in.augment (augmentation labels), in.dout, act.token (time token), out,
 and the gradients of sum(out * dout): grad.<parameter>, grad.x. The training run holds sd0.*, in.* of 20 steps, losses
 and final.*. Names and layouts are PyTorch's. `float32` in the metadata is the deviation of the same code run in
 float32, relative to each tensor's largest value. Before anything is written, the twin is checked against the goldens.
@@ -27,6 +27,7 @@ VARIANTS = {
     'adaln': {**SMALL, 'baseChannels': 16, 'channelMult': [1, 1], 'conditioning': 'adaln', 'numClasses': 10},
     'bias_only': {**SMALL, 'conditioning': 'bias-only', 'inChannels': 3, 'outChannels': 6, 'windowSize': [4, 2]},
     'mlp_only': {**SMALL, 'conditioning': 'mlp-only', 'mlpRatio': 2, 'normGroups': 2},
+    'augment': {**SMALL, 'imgResolution': 8, 'channelMult': [1], 'numClasses': 3, 'augmentDim': 9},
 }
 
 
@@ -99,7 +100,7 @@ def run(model, inputs):
     """Output, and gradients of sum(out * dout) for the parameters and x."""
     x = inputs['x'].clone().requires_grad_()
     model.zero_grad()
-    out = model(x, inputs['c_noise'], inputs.get('labels'))
+    out = model(x, inputs['c_noise'], inputs.get('labels'), inputs.get('augment'))
     (out * inputs['dout']).sum().backward()
     return out.detach(), {**{k: p.grad.clone() for k, p in model.named_parameters()}, 'x': x.grad}
 
@@ -118,9 +119,11 @@ def make_variant(name, config):
               'dout': rng.normal(batch, config.get('outChannels', config['inChannels']), size, size)}
     if config['numClasses']:
         inputs['labels'] = rng.integers(config['numClasses'], batch)
+    if 'augmentDim' in config:
+        inputs['augment'] = rng.normal(batch, config['augmentDim'])
     out, grads = run(model, inputs)
     with torch.no_grad():
-        token = model.token(inputs['c_noise'], inputs.get('labels'))
+        token = model.token(inputs['c_noise'], inputs.get('labels'), inputs.get('augment'))
     out32, grads32 = run(copy.deepcopy(model).float(), to_float32(inputs))
     deviation = {'out': worst([out32], [out]), 'grad': worst(grads32.values(), grads.values())}
     print(name, deviation, 'smallest gradient', min((float(g.abs().max()), k) for k, g in grads.items()))

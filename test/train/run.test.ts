@@ -92,6 +92,40 @@ t.test('a run, and the same one killed after five steps and resumed from its che
   );
 });
 
+t.test('augmentation: a run and the same one resumed give the same bits, in parts too', async (t) => {
+  const data = await makeData(t);
+  const settings = { batch: 5, lr: 1e-3, augment: { p: 0.8 } };
+  const trained = async (training: object, stops: readonly number[]): Promise<string> => {
+    const options = {
+      plan: planTraining(recipe(data, { training: { ...training } })),
+      out: temporaryFolder(t),
+      seed: 3,
+    };
+    for (const [i, stop] of stops.entries()) {
+      const run = await TrainingRun.open({ ...options, resume: i > 0 });
+      await run.train(stop);
+      if (stop === stops.at(-1)) await run.finish();
+      await run.close();
+    }
+    return options.out;
+  };
+  const whole = await trained(settings, [5]);
+  const parts = await trained(settings, [2, 4, 5]);
+  t.same(await losses(parts), await losses(whole));
+  const loaded = await loadModel(join(whole, 'model.safetensors'));
+  const weights = await bits(loaded.model);
+  t.same(await bits((await loadModel(join(parts, 'model.safetensors'))).model), weights);
+  t.match(loaded.model.config, { augmentDim: 9 });
+  const plain = await trained({ ...settings, augment: { p: 0 } }, [1]);
+  t.match((await loadModel(join(plain, 'model.safetensors'))).model.config, { augmentDim: undefined });
+  // The loss of a step's parts is that of the whole: an image's augmentation does not depend on its batch.
+  const [[, loss]] = (await losses(whole)) as number[][];
+  const [[, micro]] = (await losses(await trained({ ...settings, microBatch: 2 }, [1]))) as number[][];
+  t.ok(Math.abs(micro - loss) < 2e-6 * loss, `${micro} is ${loss}`);
+  const [[, none]] = (await losses(plain)) as number[][];
+  t.not(none, loss);
+});
+
 t.test('damaged checkpoints are put aside and the run goes on from the last whole one', async (t) => {
   const data = await makeData(t);
   const out = temporaryFolder(t);

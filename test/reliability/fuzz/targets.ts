@@ -15,14 +15,18 @@ import { FileFormatError } from '../../../lib/errors.js';
 import { ByteReader } from '../../../lib/io/byte-reader.js';
 import { decodeImage, encodePng } from '../../../lib/io/image.js';
 import { hostArray, loadSafetensors, readNpz, saveSafetensors, writeNpz } from '../../../lib/io/index.js';
+import { readMatStructs } from '../../../lib/io/mat.js';
 import { encodeNpyHeader, readNpyHeader } from '../../../lib/io/npy.js';
+import { readPickle } from '../../../lib/io/pickle.js';
 import { parseHeader } from '../../../lib/io/safetensors-format.js';
+import { readTar } from '../../../lib/io/tar.js';
 import { writeZip } from '../../../lib/io/zip.js';
 import { scope } from '../../../lib/scope.js';
 import { tensor, zeros } from '../../../lib/tensor.js';
 import { readCheckpointState } from '../../../lib/train/checkpoint.js';
 import { planTraining, readLog, readModelDescription, saveModel } from '../../../lib/train/index.js';
 import { readRecord } from '../../../lib/train/record.js';
+import { tar } from '../../data/archives.js';
 import { tinyModel } from '../../train/fixtures.js';
 import { calls } from './calls.js';
 
@@ -235,6 +239,29 @@ export async function makeTargets(): Promise<{ targets: Target[]; close(): void 
       words: [],
       run: file('cifar/data_batch_1.bin', () => openCifar10({ dir: at('cifar') })),
       weight: 3,
+    },
+    {
+      name: 'pickle',
+      seeds: [fixture('cifar_protocol2.pickle'), fixture('cifar_protocol4.pickle')],
+      words: ['cnumpy\ndtype\n', 'tb', 'R.', '\x80\x02', 'q\x01h\x01', '(lp0\n'],
+      run: (bytes) => readPickle(bytes, 'x'),
+      weight: 2,
+    },
+    {
+      name: 'tar',
+      seeds: [new Uint8Array(tar({ a: text('b'), data_batch_1: text('c') }))],
+      words: ['ustar', '0000644\0'],
+      run: file('x.tar', async (path) => {
+        for await (const { bytes } of readTar(path, () => true, 1 << 20)) bytes.fill(0);
+      }),
+      weight: 2,
+    },
+    {
+      name: 'mat',
+      seeds: [fixture('meta.mat')],
+      words: ['synsets', 'WNID', '\x0f\0\0\0', '\x0e\0\0\0'],
+      run: (bytes) => readMatStructs(bytes, 'synsets', 'x'),
+      weight: 2,
     },
     {
       name: 'log',
