@@ -10,6 +10,7 @@ const groups = {
     'docs/install',
     'docs/training',
     'docs/latent',
+    'docs/evaluation',
     'docs/training-report',
     'examples/README',
   ],
