@@ -43,6 +43,7 @@ export {
 } from './errors.js';
 export { graphStats, setGraphs } from './graph.js';
 export * as io from './io/index.js';
+export * as metrics from './metrics/index.js';
 export * as models from './models/index.js';
 export type { GraphStats, MemoryStats } from './native.js';
 export * as nn from './nn/index.js';

@@ -83,6 +83,7 @@ export interface NativeOps {
   scatter_add_rows(dy: TensorId, ids: TensorId, dtable: TensorId): void;
   upsample2x(x: TensorId, y: TensorId): void;
   upsample2x_backward(dy: TensorId, dx: TensorId): void;
+  pool2d(x: TensorId, y: TensorId, kind: Scalar, size: Scalar, stride: Scalar, pad: Scalar): void;
   gemm(
     a: TensorId,
     b: TensorId,
@@ -233,6 +234,41 @@ export interface NativeOwner {
   bytes: number;
 }
 
+/** Rows of features in host memory, row after row. */
+export type NativeRows = Float32Array | Float64Array;
+
+/** Statistics in f64 on a CPU device's queue; native/abi/statistics.h says what each computes. The arrays are not to be touched until it settles. */
+export interface NativeStatistics {
+  mergeRows(
+    device: DeviceId,
+    rows: NativeRows,
+    width: number,
+    before: number,
+    mean: Float64Array,
+    scatter: Float64Array,
+  ): Promise<unknown>;
+  nearest(
+    device: DeviceId,
+    a: NativeRows,
+    b: NativeRows,
+    width: number,
+    k: number,
+    nearestA: Float64Array,
+    nearestB?: Float64Array,
+  ): Promise<unknown>;
+  within(
+    device: DeviceId,
+    a: NativeRows,
+    b: NativeRows,
+    width: number,
+    radiiA: Float64Array,
+    radiiB: Float64Array,
+    aInB: Uint8Array,
+    bInA: Uint8Array,
+  ): Promise<unknown>;
+  traceSqrt(device: DeviceId, a: Float64Array, b: Float64Array, width: number, out: Float64Array): Promise<unknown>;
+}
+
 /**
  * The addon. Every failure is an Error with `code`: DIFFIT_INVALID, DIFFIT_OUT_OF_MEMORY, DIFFIT_UNSUPPORTED,
  * DIFFIT_DEVICE_FAULT, DIFFIT_STALE_ID, DIFFIT_NO_DEVICE, DIFFIT_BAD_ARGUMENT; lib/errors.ts gives them their classes.
@@ -311,11 +347,12 @@ export interface NativeAddon {
   setMemoryLimit(device: DeviceId, bytes: number): void;
   /** Returns the pool's free blocks to the device, in stream order. */
   trim(device: DeviceId): void;
+  statistics: NativeStatistics;
   ops: NativeOps;
 }
 
 /** DIFFIT_ABI_VERSION of native/abi/diffit.h that these types describe. */
-const expectedAbiVersion = 4;
+const expectedAbiVersion = 5;
 
 const require = createRequire(import.meta.url);
 

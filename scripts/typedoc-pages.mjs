@@ -11,6 +11,7 @@ const groups = {
     'docs/training',
     'docs/datasets',
     'docs/latent',
+    'docs/evaluation',
     'docs/training-report',
     'examples/README',
   ],

@@ -178,6 +178,51 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--out-dir <dir>', 'folder for single PNGs')
     .option('--npz <file>', "batch in guided-diffusion's layout: arr_0 uint8 [N, H, W, C], arr_1 labels");
 
+  command<import('./eval.js').EvalOptions>(
+    'eval',
+    'Judge images: FID, sFID, Inception Score, precision and recall.',
+    async (options, terminal) => (await import('./eval.js')).evaluateImages(options, terminal),
+  )
+    .option('--samples <path>', 'the images: a .npz (arr_0 uint8 [N, H, W, C]), a folder, a zip')
+    .option('--checkpoint <file>', 'or a model that makes them for it; hf://OWNER/NAME/FILE is fetched')
+    .option('--preset <name>', 'or one whose weights come with the package: mnist')
+    .option('--reference <path>', 'what they are compared with: a .npz with mu and sigma or images, a folder, a zip')
+    .option(
+      '--extractor <file>',
+      "what the metrics are of: Inception's weights (.safetensors; hf://OWNER/NAME/FILE is fetched), or a module with a function",
+    )
+    .addOption(
+      new Option('--resize <mode>', "how images become Inception's 299 pixels")
+        .choices(['tensorflow', 'pytorch'])
+        .default('tensorflow'),
+    )
+    .option('--metrics <list>', 'fid, sfid, is, pr (default: all; with a module fid,pr; without a reference is)')
+    .option('--num <n>', 'images: the first so many of a file (default: all), or made (default: 50000)', integer(1))
+    .option('--size <n>', 'scale and crop images of folders and zips to squares of this side', integer(1))
+    .option('--k <n>', "precision and recall: which neighbour's distance is a radius", integer(1), 3)
+    .option('--batch <n>', 'images that go through the extractor at a time', integer(1), 32)
+    .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
+    .option('--no-cache', 'compute the statistics of the reference anew, and keep none')
+    .option('--out <file>', 'write the JSON report to a file too')
+    .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
+    .addOption(
+      new Option('--weights <dtype>', "how a model's weights are kept").choices(['f32', 'bf16']).default('f32'),
+    )
+    .addOption(
+      new Option('--precision <dtype>', 'in which a model computes; the extractor does in f32')
+        .choices(['f32', 'bf16', 'f16'])
+        .default('f32'),
+    )
+    .addOption(
+      new Option('--sampler <name>', 'sampler (default: the model file says)').choices(['edm', 'ddpm', 'ddim', 'dpm']),
+    )
+    .option('--steps <n>', 'steps of the sampler (default: the model file says)', integer(1))
+    .option('--cfg-scale <x>', 'classifier-free guidance; 1 is none (default: the model file says)', nonNegative)
+    .option('--churn <x>', 'edm: noise added back on the way; 0 is deterministic', nonNegative)
+    .option('--eta <x>', 'ddim: noise of a step; 0 is deterministic', nonNegative)
+    .option('--seed <n>', 'names the images that are made', integer(0), 0)
+    .option('--sample-batch <n>', 'images made at a time (default: 64, of a latent model 4)', integer(1));
+
   const data = command<import('./data.js').DataOptions>(
     'data',
     'Look at a data set: size, classes, a grid of its images.',

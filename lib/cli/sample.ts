@@ -1,43 +1,23 @@
 /** `diffit sample`: images from a trained network, as a PNG grid, single PNGs, and an .npz batch. */
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import '../autograd.js';
 import { classLabel, imagenetClasses, imagenetLabel } from '../data/index.js';
 import { setDefaultDevice } from '../device.js';
 import { OptionError } from '../errors.js';
 import { imageGrid, saveImage, writeImageNpz } from '../io/index.js';
-import { type AutoencoderKL, type DiffusionModel, LatentTransformer } from '../models/index.js';
 import { autocast } from '../scope.js';
-import {
-  checkLabels,
-  checkSampler,
-  generate,
-  imageShape,
-  loadModel,
-  parseSampler,
-  type SamplerSettings,
-  shippedWeights,
-} from '../train/index.js';
-import { localFile, openVae } from './download.js';
+import { checkLabels, generate, imageShape } from '../train/index.js';
 import { interruptible } from './interrupt.js';
+import { type ModelOptions, type OpenedModel, openModel, weightsFile } from './open-model.js';
 import { ensureWritableFile, ensureWritableFolder } from './output.js';
 import type { Terminal } from './terminal.js';
 
 /** The command's options as commander gives them. */
-export interface SampleOptions {
-  preset?: string;
-  checkpoint?: string;
-  vae?: string;
-  weights: 'f32' | 'bf16';
+export interface SampleOptions extends ModelOptions {
   precision: 'f32' | 'bf16' | 'f16';
   labels?: (number | string)[];
   class?: (number | string)[];
   num?: number;
-  sampler?: string;
-  steps?: number;
-  cfgScale?: number;
-  churn?: number;
-  eta?: number;
   seed: number;
   batch?: number;
   device: string;
@@ -51,9 +31,6 @@ const defaultColumns = 8;
 const defaultCount = 16;
 /** Images at a time, when --batch is not given: latent models are large. */
 const [imageBatch, latentBatch] = [64, 4];
-/** Files above this many bytes show their loading. */
-const largeFile = 2 ** 27;
-const mebibyte = 2 ** 20;
 /** Most images in one grid. */
 const maxGrid = 10_000;
 
@@ -69,42 +46,16 @@ export async function sample(options: SampleOptions, terminal: Terminal): Promis
   if (npz) await ensureWritableFile(npz);
   if (outDir) await ensureWritableFolder(outDir);
   return interruptible(terminal, 'Stopping.', async (signal) => {
-    const file = await localFile(address, terminal, signal);
-    const { model, description } = await load(file, options.weights, terminal, signal);
-    let vae: AutoencoderKL | undefined;
-    try {
-      const sampler = samplerOf(options, description.sampler);
-      checkSampler(model, sampler);
-      if (model instanceof LatentTransformer && options.vae === undefined) {
-        throw new OptionError(
-          'This model makes latents; give --vae PATH, a diffusers folder, or --vae hf://stabilityai/sd-vae-ft-ema.',
-        );
-      }
-      vae = await openVae(options.vae, terminal, signal);
-      const { classNames } = description;
-      const loaded = { model, classNames, sampler, file, vae };
-      await autocast(options.precision, () => draw({ ...options, out }, loaded, terminal, signal));
-    } finally {
-      model.dispose();
-      vae?.dispose();
-    }
+    using loaded = await openModel(address, options, terminal, signal);
+    await autocast(options.precision, () => draw({ ...options, out }, loaded, terminal, signal));
     return 0;
   });
-}
-
-/** What is sampled, and how. */
-interface Loaded {
-  model: DiffusionModel;
-  classNames?: readonly string[];
-  sampler: SamplerSettings;
-  file: string;
-  vae?: AutoencoderKL;
 }
 
 /** Draws the images and writes them, batch by batch as they come. */
 async function draw(
   { seed, out, outDir, npz, ...options }: SampleOptions,
-  { model, classNames, sampler, file, vae }: Loaded,
+  { model, classNames, sampler, file, vae }: OpenedModel,
   terminal: Terminal,
   signal: AbortSignal,
 ): Promise<void> {
@@ -147,54 +98,6 @@ async function draw(
   const { steps, cfgScale } = sampler;
   terminal.data({ images: plan.count, seconds, steps, cfgScale, seed, checkpoint: file, ...files });
   terminal.print(`${plan.count} images in ${seconds} s: ${Object.values(files).join(', ')}`);
-}
-
-/** The model file's sampler with what the command line says otherwise. */
-function samplerOf(options: SampleOptions, described: SamplerSettings): SamplerSettings {
-  const { sampler: kind = described.kind, steps, cfgScale, churn, eta } = options;
-  const given = Object.entries({ steps, cfgScale, churn, eta }).filter(([, value]) => value !== undefined);
-  return parseSampler({ ...inherited(kind, described), kind, ...Object.fromEntries(given) }, 'Options of the sampler');
-}
-
-/** What a sampler of this kind takes over: another latent one keeps the guidance, which belongs to the model. */
-function inherited(kind: string, described: SamplerSettings): Partial<SamplerSettings> {
-  if (kind === described.kind) return described;
-  if (kind === 'edm' || described.kind === 'edm') return {};
-  const { cfgScale, scalePow, cfgAllChannels, cfgInterval } = described;
-  return { cfgScale, scalePow, cfgAllChannels, cfgInterval };
-}
-
-/** Loads a model; a large one shows how far it is. */
-async function load(
-  file: string,
-  weights: 'f32' | 'bf16',
-  terminal: Terminal,
-  signal: AbortSignal,
-): ReturnType<typeof loadModel> {
-  const size = await stat(file).then(
-    (found) => found.size,
-    () => 0, // loadModel says what is wrong
-  );
-  if (size < largeFile) return loadModel(file, { weights, signal });
-  const progress = await terminal.progress('Loading, MiB', Math.ceil(size / mebibyte));
-  try {
-    return await loadModel(file, {
-      weights,
-      signal,
-      onProgress: ({ loadedBytes }) => progress.update(Math.floor(loadedBytes / mebibyte)),
-    });
-  } finally {
-    progress.stop();
-  }
-}
-
-/** The file with the weights: --checkpoint, or the one the package ships for --preset. */
-function weightsFile({ preset, checkpoint }: SampleOptions): string {
-  if (preset !== undefined && checkpoint !== undefined)
-    throw new OptionError('Give --preset or --checkpoint, not both.');
-  if (checkpoint !== undefined) return checkpoint;
-  if (preset === undefined) throw new OptionError('Give --preset NAME for shipped weights, or --checkpoint FILE.');
-  return shippedWeights(preset);
 }
 
 /**

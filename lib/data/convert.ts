@@ -111,7 +111,7 @@ const defaults: Record<SourceKind, { size?: number; crop: Crop; labels: boolean 
 };
 
 /** Milliseconds between two records of how far it is. */
-const recordEvery = 2000;
+const recordEvery = 500;
 
 /**
  * Converts a data set. A call that was stopped, by its signal or with its process, is gone on with by the same call; it keeps what it

@@ -37,5 +37,6 @@ export {
   mlp,
 } from '../ops/linear.js';
 export { type Affine, type GroupNormOptions, groupNorm, layerNorm } from '../ops/norm.js';
+export { type Pool2dOptions, pool2d } from '../ops/pool.js';
 export { dropout } from '../ops/random.js';
 export { argmax, crossEntropy, max, mean, softmax, sum } from '../ops/reduce.js';

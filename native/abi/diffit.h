@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raise with every change of this header or of ops.def; the loader refuses another value. */
-#define DIFFIT_ABI_VERSION 4
+#define DIFFIT_ABI_VERSION 5
 #define DIFFIT_MAX_DIMS 6
 #define DIFFIT_ALIGNMENT 64
 #define DIFFIT_MARKS 1024

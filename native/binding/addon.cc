@@ -12,7 +12,8 @@ NAPI_MODULE_INIT() {
   if (!environment) return fail(env, "DIFFIT_NO_ADDON", "Node gave the addon no place for its state.");
   if (napi_set_named_property(env, exports, "abiVersion", makeNumber(env, DIFFIT_ABI_VERSION)) != napi_ok ||
       !addDeviceFunctions(env, environment, exports) || !addTensorFunctions(env, environment, exports) ||
-      !addGarbageFunctions(env, environment, exports) || !addOperations(env, environment, exports)) {
+      !addGarbageFunctions(env, environment, exports) || !addStatistics(env, environment, exports) ||
+      !addOperations(env, environment, exports)) {
     return nullptr;
   }
   return exports;

@@ -31,11 +31,12 @@ struct Environment {
 Device *getDevice(napi_env env, Environment &environment, napi_value value, const char *what);
 View *getView(napi_env env, Environment &environment, napi_value value, const char *what);
 
-/* Adds the functions of devices.cc and tensors.cc to the addon's object. */
+/* Adds the functions of devices.cc and tensors.cc, and `statistics`, to the addon's object. */
 bool addDeviceFunctions(napi_env env, Environment *environment, napi_value exports);
 bool addTensorFunctions(napi_env env, Environment *environment, napi_value exports);
 /* Adds the functions of garbage.cc. */
 bool addGarbageFunctions(napi_env env, Environment *environment, napi_value exports);
+bool addStatistics(napi_env env, Environment *environment, napi_value exports);
 /* Adds `ops` and `opNames`. */
 bool addOperations(napi_env env, Environment *environment, napi_value exports);
 

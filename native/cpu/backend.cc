@@ -5,6 +5,7 @@
  * Environment: DIFFIT_CPU forces a variant (as the `variant` argument does), DIFFIT_NUM_THREADS the number of threads,
  * DIFFIT_CPU_BF16 how bf16 is multiplied.
  */
+#include "../abi/statistics.h"
 #include "widen.h"
 
 #include <stdio.h>
@@ -27,12 +28,15 @@ typedef int64_t diffit_cpu_peak_loop(diffit_context *, int64_t tasks, bool dot, 
 #if defined(__x86_64__)
 extern const diffit_ops diffit_cpu_ops_avx512, diffit_cpu_ops_avx2, diffit_cpu_ops_baseline;
 extern diffit_cpu_peak_loop diffit_cpu_peak_avx512, diffit_cpu_peak_avx2, diffit_cpu_peak_baseline;
+extern const diffit_statistics diffit_cpu_statistics_avx512, diffit_cpu_statistics_avx2, diffit_cpu_statistics_baseline;
 #elif defined(__aarch64__)
 extern const diffit_ops diffit_cpu_ops_neon;
 extern diffit_cpu_peak_loop diffit_cpu_peak_neon;
+extern const diffit_statistics diffit_cpu_statistics_neon;
 #else
 extern const diffit_ops diffit_cpu_ops_baseline;
 extern diffit_cpu_peak_loop diffit_cpu_peak_baseline;
+extern const diffit_statistics diffit_cpu_statistics_baseline;
 #endif
 }
 
@@ -43,6 +47,7 @@ struct Variant {
   const char *name;
   const diffit_ops *ops;
   diffit_cpu_peak_loop *peak;
+  const diffit_statistics *statistics;
   bool (*runs)(); /* on this processor and operating system */
   bool (*hasDots)(); /* whether it could use the processor's dot product of bf16 pairs */
 };
@@ -69,13 +74,13 @@ bool never() { return false; }
 /* Best first. */
 const Variant kVariants[] = {
 #if defined(__x86_64__)
-    {"avx512", &diffit_cpu_ops_avx512, diffit_cpu_peak_avx512, hasAvx512, hasAvx512Bf16},
-    {"avx2", &diffit_cpu_ops_avx2, diffit_cpu_peak_avx2, hasAvx2, never},
-    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always, never},
+    {"avx512", &diffit_cpu_ops_avx512, diffit_cpu_peak_avx512, &diffit_cpu_statistics_avx512, hasAvx512, hasAvx512Bf16},
+    {"avx2", &diffit_cpu_ops_avx2, diffit_cpu_peak_avx2, &diffit_cpu_statistics_avx2, hasAvx2, never},
+    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, &diffit_cpu_statistics_baseline, always, never},
 #elif defined(__aarch64__)
-    {"neon", &diffit_cpu_ops_neon, diffit_cpu_peak_neon, always, never},
+    {"neon", &diffit_cpu_ops_neon, diffit_cpu_peak_neon, &diffit_cpu_statistics_neon, always, never},
 #else
-    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, always, never},
+    {"baseline", &diffit_cpu_ops_baseline, diffit_cpu_peak_baseline, &diffit_cpu_statistics_baseline, always, never},
 #endif
 };
 
@@ -340,5 +345,9 @@ double diffit_cpu_peak(diffit_context *ctx, int dot, int alone) {
     best = rate > best ? rate : best;
   }
   return best;
+}
+
+const diffit_statistics *diffit_cpu_statistics(const diffit_context *ctx) {
+  return diffit::findVariant(ctx->variant)->statistics;
 }
 }

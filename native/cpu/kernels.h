@@ -12,6 +12,7 @@
 #endif
 
 #include "context.h"
+#include "../abi/statistics.h"
 
 #define DIFFIT_CONCAT2(a, b) a##b
 #define DIFFIT_CONCAT(a, b) DIFFIT_CONCAT2(a, b)
@@ -26,6 +27,7 @@ namespace DIFFIT_VARIANT {
 #include "elementwise.h"
 #include "reduce.h"
 #include "index.h"
+#include "pool.h"
 #include "gemm_kernel.h"
 #include "gemm_plan.h"
 #include "gemm_fetch.h"
@@ -54,6 +56,9 @@ namespace DIFFIT_VARIANT {
 #include "sampler.h"
 #include "optim.h"
 #include "peak.h"
+#include "product64.h"
+#include "statistics.h"
+#include "singular.h"
 
 }  // namespace DIFFIT_VARIANT
 }  // namespace diffit
@@ -70,3 +75,8 @@ extern "C" int64_t DIFFIT_CONCAT(diffit_cpu_peak_, DIFFIT_VARIANT)(diffit_contex
                                                                    bool alone) {
   return diffit::DIFFIT_VARIANT::runPeak(ctx, tasks, dot, alone);
 }
+
+/* Likewise, for the metrics: diffit_cpu_statistics_avx512, ... (abi/statistics.h). */
+extern "C" const diffit_statistics DIFFIT_CONCAT(diffit_cpu_statistics_, DIFFIT_VARIANT) = {
+    diffit::DIFFIT_VARIANT::merge_rows, diffit::DIFFIT_VARIANT::nearest, diffit::DIFFIT_VARIANT::within,
+    diffit::DIFFIT_VARIANT::trace_sqrt};

@@ -62,6 +62,7 @@ constexpr const char *kWidened[] = {
     "reduce",
     "upsample2x",
     "upsample2x_backward",
+    "pool2d",
     "gemm",
     "conv2d",
     "conv2d_dgrad",

@@ -77,6 +77,9 @@ async function smallRecipe(words: string[]): Promise<string[]> {
   return [...rest.filter((word) => !['--preset', '--recipe'].includes(word)), '--recipe', 'small.json'];
 }
 
+/** What `diffit eval` computes when nobody says: all of Inception's, of a module's those that need its features alone. */
+const metricsOf = (words: readonly string[]): string => (words.includes('inception.mjs') ? 'fid,sfid,is,pr' : 'fid,pr');
+
 /** The first benchmark that these words would time. */
 async function firstBenchmark(words: readonly string[]): Promise<string> {
   const { run } = await import('../../lib/cli/program.js');
@@ -108,6 +111,11 @@ async function diffit(given: string[]): Promise<number> {
       const labels = optionOf(words, '--labels') ?? optionOf(words, '--class');
       const count = labels === undefined ? 2 : classList(labels).length; // every class is asked for
       words = [...words, '--steps', '2', '--num', String(count)];
+    }
+    if (command === 'eval') {
+      words = words.map((word) => (word === 'inception.safetensors' ? 'inception.mjs' : word));
+      if (!words.includes('--metrics')) words = [...words, '--metrics', metricsOf(words)];
+      if (words.includes('--checkpoint')) words = [...words, '--num', '4', '--steps', '2', '--size', '32'];
     }
     const device = optionOf(words, '--device');
     if (device !== undefined && /^cuda(:\d+)?$/.test(device)) words = replaced(words, '--device', 'cpu');

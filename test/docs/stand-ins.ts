@@ -9,7 +9,7 @@ import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import type { Test } from 'tap';
 import { run } from '../../lib/cli/program.js';
-import { saveImage, saveSafetensors } from '../../lib/io/index.js';
+import { saveImage, saveSafetensors, writeImageNpz } from '../../lib/io/index.js';
 import { AutoencoderKL, LatentDiffiT, type ModelKind } from '../../lib/models/index.js';
 import { manualSeed } from '../../lib/ops/random.js';
 import { HostRandom } from '../../lib/random.js';
@@ -47,6 +47,16 @@ async function make(): Promise<string> {
     }
   }
   await otherSets(folder);
+  for (const name of ['samples', 'VIRTUAL_imagenet256_labeled']) {
+    const pixels = Uint8Array.from({ length: 8 * 16 * 16 * 3 }, () => random.integer(256));
+    await writeImageNpz(join(folder, `${name}.npz`), [pixels], [8, 16, 16, 3]);
+  }
+  // Inception's place is taken by what gives the same kinds of features, a row's mean each.
+  const rows = "const rows = images.to('f32').mean([2, 3]);";
+  writeFileSync(
+    join(folder, 'inception.mjs'),
+    `export default (images) => { ${rows} return { features: rows, spatial: rows.slice(1, 0, 1), logits: rows }; };`,
+  );
   manualSeed(2);
   using vae = new AutoencoderKL({ blockOutChannels: [8, 8, 8, 8], layersPerBlock: 1, normNumGroups: 4 });
   await saveAutoencoder(join(folder, 'sd-vae-ft-ema'), vae);
