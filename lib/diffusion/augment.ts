@@ -58,7 +58,7 @@ export function parseAugment(options: AugmentOptions, what = 'Augmenter'): Requi
 export interface Augmented {
   /** [B, C, H, W], as the images were. */
   images: Tensor;
-  /** [B, 9]: for the network, so that it can tell augmented images from others; zeros when it is sampled. */
+  /** What tells the network about it, [B, 9]; zeros when it is sampled. */
   labels: Tensor;
 }
 

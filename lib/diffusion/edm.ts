@@ -20,7 +20,7 @@ export interface EdmNetwork {
   readonly nullClass?: number;
   /**
    * x [B, C, H, W] scaled by c_in, cNoise = ln(sigma) / 4 [B], labels i64 [B] -> [B, C, H, W]. augment [B, 9]: how the images were augmented, in
-   * training with {@link Augmenter}; it is never given otherwise.
+   * training with `diffusion.Augmenter`; it is never given otherwise.
    */
   forward(x: Tensor, cNoise: Tensor, labels?: Tensor, augment?: Tensor): Tensor;
 }
