@@ -165,7 +165,7 @@ function runThreads(sanitizer: Sanitizer, folder: string, result: PartResult, se
   add(result, 'threads without node', run, rounds, endedWell(run));
 }
 
-/** `diffit train` on digits with a sample and checkpoints, then on from the last one. */
+/** `diffit train` on pictures of 8 x 8 pixels with a sample and checkpoints, then on from the last one. */
 async function runTraining(tool: Tool, folder: string, result: PartResult, steps: number): Promise<void> {
   const recipe = await makeRecipe(folder);
   const argv = (end: number): string[] => [
