@@ -138,39 +138,34 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--out <file>', "the HTML file (default: report.html in the run's folder; of several runs, here)")
     .option('--no-open', 'only write it (so it is also where stdout is no terminal)');
 
-  command<import('./sample.js').SampleOptions>(
-    'sample',
-    'Make images with a trained model.',
-    async (options, terminal) => (await import('./sample.js')).sample(options, terminal),
+  withSampler(
+    command<import('./sample.js').SampleOptions>(
+      'sample',
+      'Make images with a trained model.',
+      async (options, terminal) => (await import('./sample.js')).sample(options, terminal),
+    )
+      .option('--preset <name>', 'a model whose weights come with the package: mnist')
+      .option(
+        '--checkpoint <file>',
+        'a model file, a training checkpoint or released weights; hf://OWNER/NAME/FILE is fetched',
+      )
+      .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
+      .addOption(
+        new Option('--weights <dtype>', 'how weights are kept in memory').choices(['f32', 'bf16']).default('f32'),
+      )
+      .addOption(
+        new Option('--precision <dtype>', 'matrix products and activations')
+          .choices(['f32', 'bf16', 'f16'])
+          .default('f32'),
+      )
+      .option(
+        '--labels <list>',
+        "classes, as in 0-9 or 1,3,5, or by name (the training data's, or ImageNet's); each gets a row of the grid",
+        classList,
+      )
+      .option('--class <list>', 'the same as --labels', classList)
+      .option('--num <n>', 'images in all (default: 8 per label, or 16)', integer(1)),
   )
-    .option('--preset <name>', 'a model whose weights come with the package: mnist')
-    .option(
-      '--checkpoint <file>',
-      'a model file, a training checkpoint or released weights; hf://OWNER/NAME/FILE is fetched',
-    )
-    .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
-    .addOption(
-      new Option('--weights <dtype>', 'how weights are kept in memory').choices(['f32', 'bf16']).default('f32'),
-    )
-    .addOption(
-      new Option('--precision <dtype>', 'matrix products and activations')
-        .choices(['f32', 'bf16', 'f16'])
-        .default('f32'),
-    )
-    .option(
-      '--labels <list>',
-      "classes, as in 0-9 or 1,3,5, or by name (the training data's, or ImageNet's); each gets a row of the grid",
-      classList,
-    )
-    .option('--class <list>', 'the same as --labels', classList)
-    .option('--num <n>', 'images in all (default: 8 per label, or 16)', integer(1))
-    .addOption(
-      new Option('--sampler <name>', 'sampler (default: the model file says)').choices(['edm', 'ddpm', 'ddim', 'dpm']),
-    )
-    .option('--steps <n>', 'steps of the sampler (default: the model file says)', integer(1))
-    .option('--cfg-scale <x>', 'classifier-free guidance; 1 is none (default: the model file says)', nonNegative)
-    .option('--churn <x>', 'edm: noise added back on the way; 0 is deterministic', nonNegative)
-    .option('--eta <x>', 'ddim: noise of a step; 0 is deterministic', nonNegative)
     .option('--seed <n>', 'names the images', integer(0), 0)
     .option('--batch <n>', 'images at a time (default: 64, of a latent model 4)', integer(1))
     .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
@@ -178,48 +173,43 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--out-dir <dir>', 'folder for single PNGs')
     .option('--npz <file>', "batch in guided-diffusion's layout: arr_0 uint8 [N, H, W, C], arr_1 labels");
 
-  command<import('./eval.js').EvalOptions>(
-    'eval',
-    'Judge images: FID, sFID, Inception Score, precision and recall.',
-    async (options, terminal) => (await import('./eval.js')).evaluateImages(options, terminal),
+  withSampler(
+    command<import('./eval.js').EvalOptions>(
+      'eval',
+      'Judge images: FID, sFID, Inception Score, precision and recall.',
+      async (options, terminal) => (await import('./eval.js')).evaluateImages(options, terminal),
+    )
+      .option('--samples <path>', 'the images: a .npz (arr_0 uint8 [N, H, W, C]), a folder, a zip')
+      .option('--checkpoint <file>', 'or a model that makes them for it; hf://OWNER/NAME/FILE is fetched')
+      .option('--preset <name>', 'or one whose weights come with the package: mnist')
+      .option('--reference <path>', 'what they are compared with: a .npz with mu and sigma or images, a folder, a zip')
+      .option(
+        '--extractor <file>',
+        "what the metrics are of: Inception's weights (.safetensors; hf://OWNER/NAME/FILE is fetched), or a module with a function",
+      )
+      .addOption(
+        new Option('--resize <mode>', "how images become Inception's 299 pixels")
+          .choices(['tensorflow', 'pytorch'])
+          .default('tensorflow'),
+      )
+      .option('--metrics <list>', 'fid, sfid, is, pr (default: all; with a module fid,pr; without a reference is)')
+      .option('--num <n>', 'images: the first so many of a file (default: all), or made (default: 50000)', integer(1))
+      .option('--size <n>', 'scale and crop images of folders and zips to squares of this side', integer(1))
+      .option('--k <n>', "precision and recall: which neighbour's distance is a radius", integer(1), 3)
+      .option('--batch <n>', 'images that go through the extractor at a time', integer(1), 32)
+      .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
+      .option('--no-cache', 'compute the statistics of the reference anew, and keep none')
+      .option('--out <file>', 'write the JSON report to a file too')
+      .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
+      .addOption(
+        new Option('--weights <dtype>', "how a model's weights are kept").choices(['f32', 'bf16']).default('f32'),
+      )
+      .addOption(
+        new Option('--precision <dtype>', 'in which a model computes; the extractor does in f32')
+          .choices(['f32', 'bf16', 'f16'])
+          .default('f32'),
+      ),
   )
-    .option('--samples <path>', 'the images: a .npz (arr_0 uint8 [N, H, W, C]), a folder, a zip')
-    .option('--checkpoint <file>', 'or a model that makes them for it; hf://OWNER/NAME/FILE is fetched')
-    .option('--preset <name>', 'or one whose weights come with the package: mnist')
-    .option('--reference <path>', 'what they are compared with: a .npz with mu and sigma or images, a folder, a zip')
-    .option(
-      '--extractor <file>',
-      "what the metrics are of: Inception's weights (.safetensors; hf://OWNER/NAME/FILE is fetched), or a module with a function",
-    )
-    .addOption(
-      new Option('--resize <mode>', "how images become Inception's 299 pixels")
-        .choices(['tensorflow', 'pytorch'])
-        .default('tensorflow'),
-    )
-    .option('--metrics <list>', 'fid, sfid, is, pr (default: all; with a module fid,pr; without a reference is)')
-    .option('--num <n>', 'images: the first so many of a file (default: all), or made (default: 50000)', integer(1))
-    .option('--size <n>', 'scale and crop images of folders and zips to squares of this side', integer(1))
-    .option('--k <n>', "precision and recall: which neighbour's distance is a radius", integer(1), 3)
-    .option('--batch <n>', 'images that go through the extractor at a time', integer(1), 32)
-    .option('--device <name>', 'cpu, cuda or cuda:i', 'cpu')
-    .option('--no-cache', 'compute the statistics of the reference anew, and keep none')
-    .option('--out <file>', 'write the JSON report to a file too')
-    .option('--vae <path>', "what turns a latent model's output into images: a diffusers folder, or hf://OWNER/NAME")
-    .addOption(
-      new Option('--weights <dtype>', "how a model's weights are kept").choices(['f32', 'bf16']).default('f32'),
-    )
-    .addOption(
-      new Option('--precision <dtype>', 'in which a model computes; the extractor does in f32')
-        .choices(['f32', 'bf16', 'f16'])
-        .default('f32'),
-    )
-    .addOption(
-      new Option('--sampler <name>', 'sampler (default: the model file says)').choices(['edm', 'ddpm', 'ddim', 'dpm']),
-    )
-    .option('--steps <n>', 'steps of the sampler (default: the model file says)', integer(1))
-    .option('--cfg-scale <x>', 'classifier-free guidance; 1 is none (default: the model file says)', nonNegative)
-    .option('--churn <x>', 'edm: noise added back on the way; 0 is deterministic', nonNegative)
-    .option('--eta <x>', 'ddim: noise of a step; 0 is deterministic', nonNegative)
     .option('--seed <n>', 'names the images that are made', integer(0), 0)
     .option('--sample-batch <n>', 'images made at a time (default: 64, of a latent model 4)', integer(1));
 
@@ -313,4 +303,16 @@ function createProgram(streams: Streams, onExitCode: (code: number) => void): Co
     .option('--out <file>', 'write the JSON report to a file too');
 
   return program;
+}
+
+/** The options of how a model is sampled, for every command that does. */
+function withSampler(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--sampler <name>', 'sampler (default: the model file says)').choices(['edm', 'ddpm', 'ddim', 'dpm']),
+    )
+    .option('--steps <n>', 'steps of the sampler (default: the model file says)', integer(1))
+    .option('--cfg-scale <x>', 'classifier-free guidance; 1 is none (default: the model file says)', nonNegative)
+    .option('--churn <x>', 'edm: noise added back on the way; 0 is deterministic', nonNegative)
+    .option('--eta <x>', 'ddim: noise of a step; 0 is deterministic', nonNegative);
 }
