@@ -17,8 +17,9 @@ import type { Gaussian } from './statistics.js';
 /** Names of the metrics: FID, sFID, the Inception Score, precision and recall. */
 export type Metric = 'fid' | 'sfid' | 'is' | 'pr';
 
-/** All metrics. */
-export const allMetrics: readonly Metric[] = ['fid', 'sfid', 'is', 'pr'];
+/** All metrics, and those that say something of a reference. */
+export const allMetrics = ['fid', 'sfid', 'is', 'pr'] as const satisfies readonly Metric[];
+export const referenceMetrics = ['fid', 'sfid', 'pr'] as const satisfies readonly Metric[];
 
 /** Where {@link evaluate} is. */
 export interface EvaluateProgress {
@@ -81,11 +82,7 @@ const optionsSchema = schema((z, is) =>
       .value<NonNullable<EvaluateOptions['reference']>>(isObject, 'batches of images or statistics')
       .optional(),
     extractor: is.callback<FeatureExtractor>(),
-    metrics: z
-      .array(z.enum(['fid', 'sfid', 'is', 'pr']))
-      .min(1)
-      .readonly()
-      .default(allMetrics),
+    metrics: z.array(z.enum(allMetrics)).min(1).readonly().default(allMetrics),
     batch: is.count.default(defaultBatch),
     k: is.count.default(3),
     splitSize: is.count.default(5000),
@@ -155,10 +152,7 @@ export interface CollectOptions extends Pick<EvaluateOptions, 'extractor' | 'bat
 const collectSchema = schema((z, is) =>
   z.strictObject({
     extractor: is.callback<FeatureExtractor>(),
-    metrics: z
-      .array(z.enum(['fid', 'sfid', 'is', 'pr']))
-      .readonly()
-      .default(['fid', 'sfid', 'pr']),
+    metrics: z.array(z.enum(allMetrics)).readonly().default(referenceMetrics),
     batch: is.count.default(defaultBatch),
     onImages: is.callback<NonNullable<CollectOptions['onImages']>>().optional(),
     signal: is.signal.optional(),

@@ -13,7 +13,14 @@ import { type HostArray, hostArray, hostValues, NpzFile, writeNpz } from '../io/
 import { type Fields, parseOptions, schema } from '../options.js';
 import { format } from '../shape.js';
 import { collect, defaultBatch, type SetStatistics, type Wanted } from './collect.js';
-import { checkReference, type EvaluateOptions, type Metric, wantedFor } from './evaluate.js';
+import {
+  allMetrics,
+  checkReference,
+  type EvaluateOptions,
+  type Metric,
+  referenceMetrics,
+  wantedFor,
+} from './evaluate.js';
 import type { FeatureExtractor } from './extractor.js';
 import { type ImageSource, openImages } from './image-source.js';
 import type { Gaussian } from './statistics.js';
@@ -33,10 +40,7 @@ export interface ReferenceOptions extends Pick<EvaluateOptions, 'extractor' | 'b
 const optionsSchema = schema((z, is) =>
   z.strictObject({
     extractor: is.callback<FeatureExtractor>(),
-    metrics: z
-      .array(z.enum(['fid', 'sfid', 'is', 'pr']))
-      .readonly()
-      .default(['fid', 'sfid', 'pr']),
+    metrics: z.array(z.enum(allMetrics)).readonly().default(referenceMetrics),
     batch: is.count.default(defaultBatch),
     size: is.count.optional(),
     cache: z.union([is.name, z.literal(false)]).optional(),
