@@ -6,19 +6,9 @@ import { Worker } from 'node:worker_threads';
 import t from 'tap';
 import { native } from '../../lib/native.js';
 import { bareEnvironment } from '../helpers.js';
+import { prelude } from './prelude.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
-
-/** Prefix of the scripts below: `native`, a device, a 600 x 600 tensor, and `work(n)` that enqueues n products of it. */
-const prelude = `
-  const native = require('node-gyp-build')(${JSON.stringify(root)});
-  const cpu = native.openDevice('cpu', '', 2);
-  const x = native.alloc(cpu, 0, 2, 600, 600);
-  native.ops.fill(x, 0.001);
-  const work = (n) => {
-    for (let i = 0; i < n; i++) native.ops.gemm(x, x, 0, 0, 0, x, 0, 1, 600, 600, 600, 0, 0, -1, -1, 0);
-  };
-`;
 
 const run = (script: string, env: Record<string, string> = {}) => {
   const { status, signal, stdout, stderr } = spawnSync(process.execPath, ['-e', prelude + script], {

@@ -2,18 +2,12 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { HostRandom } from '../../lib/random.js';
+import { prelude as queue } from '../native/prelude.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
-/** `native`, a tensor, and `work(n)`: n products, each some milliseconds. */
-const prelude = `
-  const native = require('node-gyp-build')(${JSON.stringify(root)});
-  const cpu = native.openDevice('cpu', '', 2);
-  const x = native.alloc(cpu, 0, 2, 600, 600);
-  native.ops.fill(x, 0.001);
-  const work = (n) => {
-    for (let i = 0; i < n; i++) native.ops.gemm(x, x, 0, 0, 0, x, 0, 1, 600, 600, 600, 0, 0, -1, -1, 0);
-  };
+/** {@link queue}, with work and promises that wait for it. */
+const prelude = `${queue}
   work(20000);
   native.read(x).catch(() => {});
   native.synchronize(cpu).catch(() => {});
